@@ -1,0 +1,63 @@
+"""The command line `fourreal VERB`: finds the verb, parses its options, turns bad input into one line and exit code 2.
+
+Each verb is a frozen dataclass of options with a method `run`, owned by the module that does the work. A verb's module is
+imported only when the verb is called, so `fourreal --help` stays fast.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+# verb -> (module, dataclass, one line of help)
+VERBS = {
+    "train": ("fourreal.training.command", "Train", "train a model from a config file: fourreal train configs/nano.py"),
+    "sample": ("fourreal.sampling.command", "Sample", "sample a grid from videos and pictures"),
+    "data build": ("fourreal.data.pack", "BuildPack", "build the pack of animated assets from game data"),
+    "data render": ("fourreal.data.render_command", "Render", "render 4D grids and write them as ArrayRecord"),
+}
+
+USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the options of one)\n\nverbs:\n" + "\n".join(
+    f"  {verb:<12} {line}" for verb, (_, _, line) in VERBS.items()
+)
+
+
+def main(argv: list[str] | None = None, verb: str | None = None) -> None:
+    """Runs one verb and exits: 0 done, 2 bad input, 130 interrupted. `verb` fixes it (`train.py`, `sample.py`)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if verb is None:
+        if argv[:1] in ([], ["-h"], ["--help"]):
+            print(USAGE)
+            sys.exit(0 if argv else 2)
+        if argv[0] == "--version":
+            from fourreal import __version__
+
+            print(f"fourreal {__version__}")
+            sys.exit(0)
+        words = 2 if any(known.startswith(argv[0] + " ") for known in VERBS) else 1
+        verb, argv = " ".join(argv[:words]), argv[words:]
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            fail("fourreal", f"there is no verb '{verb}'{hint} (the verbs are {', '.join(VERBS)})")
+    module, options, line = VERBS[verb]
+    import tyro
+
+    command = tyro.cli(
+        getattr(importlib.import_module(module), options), args=argv, prog=f"fourreal {verb}", description=line
+    )
+    try:
+        command.run()
+    except KeyboardInterrupt:
+        print(f"fourreal {verb}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("FOURREAL_TRACEBACK"):
+            raise
+        fail(f"fourreal {verb}", " ".join(str(error).split()))
+
+
+def fail(program: str, message: str) -> None:
+    """Prints one line to stderr and exits with code 2."""
+    print(f"{program}: error: {message}", file=sys.stderr)
+    sys.exit(2)
