@@ -1,7 +1,7 @@
 """The command line `fourreal VERB`: finds the verb, parses its options, turns bad input into one line and exit code 2.
 
-Each verb is a frozen dataclass of options with a method `run`, owned by the module that does the work. A verb's module is
-imported only when the verb is called, so `fourreal --help` stays fast.
+Each verb is a frozen dataclass of options with a method `run`, owned by the module that does the work, and imported only
+when it is called, so that `fourreal --help` stays fast. FOURREAL_TRACEBACK=1 shows where an error came from.
 """
 
 import difflib
@@ -40,21 +40,26 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             fail("fourreal", f"there is no verb '{verb}'{hint} (the verbs are {', '.join(VERBS)})")
-    module, options, line = VERBS[verb]
-    import tyro
-
-    command = tyro.cli(
-        getattr(importlib.import_module(module), options), args=argv, prog=f"fourreal {verb}", description=line
-    )
     try:
-        command.run()
+        parse(verb, argv).run()
     except KeyboardInterrupt:
         print(f"fourreal {verb}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("FOURREAL_TRACEBACK"):
             raise
         fail(f"fourreal {verb}", " ".join(str(error).split()))
+
+
+def parse(verb: str, argv: list[str]):
+    """The verb's options from the command line; a verb with a syntax of its own has a `parse`."""
+    module, name, line = VERBS[verb]
+    options = getattr(importlib.import_module(module), name)
+    if hasattr(options, "parse"):
+        return options.parse(argv, f"fourreal {verb}")
+    import tyro
+
+    return tyro.cli(options, args=argv, prog=f"fourreal {verb}", description=line)
 
 
 def fail(program: str, message: str) -> None:

@@ -1,1 +1,1 @@
-
+"""Rectified flow on grids: loss, guidance, samplers."""

@@ -1,1 +1,6 @@
+"""The base video transformer on clips and the two-stream transformer on grids."""
 
+from fourreal.models.grid_dit import GridDiT, GridDiTConfig
+from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
+
+__all__ = ["GridDiT", "GridDiTConfig", "VideoDiT", "VideoDiTConfig"]

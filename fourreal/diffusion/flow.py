@@ -1,0 +1,96 @@
+"""Rectified flow: the path from frames to noise, what the network's output means, and the training loss.
+
+    x_sigma = (1 - sigma) x0 + sigma eps        u = eps - x0 = dx/dsigma        sigma in [0, 1], 1 = noise
+    prediction u:   u = output
+    prediction x0:  u = (x_sigma - output) / max(sigma, 0.05)
+
+The loss is |u - (eps - x0)|^2 over unknown cells and valid pixels, averaged over each example's own unknown pixels and then
+over the batch, so that accumulated or sharded batches give the mean of one big batch.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+SIGMA_FLOOR = 0.05  # also the smallest sigma drawn in training: below it an x0-model's velocity is only scaled noise
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmaConfig:
+    """How noise levels are drawn in training."""
+
+    distribution: str = "logit_normal"
+    """logit_normal: logit(sigma) ~ N(mean, std); or uniform"""
+    mean: float = 0.8
+    """mean of logit(sigma): many redundant frames want more noise than an image"""
+    std: float = 0.8
+    """standard deviation of logit(sigma)"""
+    shift: float = 1.0
+    """s in sigma <- s sigma / (1 + (s - 1) sigma), applied in training and in sampling; above 1: more noise"""
+
+    def __post_init__(self):
+        if self.distribution not in ("logit_normal", "uniform"):
+            raise ValueError(f"distribution '{self.distribution}': expected logit_normal or uniform")
+        if self.std <= 0 or self.shift <= 0:
+            raise ValueError(f"std {self.std}, shift {self.shift}: both must be above 0")
+
+
+def shift_sigma(sigma: jax.Array, shift: float) -> jax.Array:
+    """s sigma / (1 + (s - 1) sigma); keeps 0 and 1."""
+    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
+def sample_sigma(key: jax.Array, config: SigmaConfig) -> Float[Array, ""]:
+    """One training noise level in (0, 1)."""
+    if config.distribution == "uniform":
+        sigma = jax.random.uniform(key)
+    else:
+        sigma = jax.nn.sigmoid(config.mean + config.std * jax.random.normal(key))
+    return shift_sigma(sigma, config.shift)
+
+
+def per_cell(sigma: Float[Array, "*cells"]) -> Float[Array, "*cells 1 1 1"]:
+    """A noise level per cell, ready to broadcast over its pixels."""
+    return sigma[..., None, None, None]
+
+
+def interpolate(x0: jax.Array, eps: jax.Array, sigma: Float[Array, "*cells"]) -> jax.Array:
+    """x_sigma = (1 - sigma) x0 + sigma eps, frames `[*cells, h, w, c]`."""
+    return (1.0 - per_cell(sigma)) * x0 + per_cell(sigma) * eps
+
+
+def velocity(output: jax.Array, x: jax.Array, sigma: Float[Array, "*cells"], prediction: str) -> jax.Array:
+    """u from the network's raw output. The clamp comes before the division: given cells have sigma 0."""
+    return output if prediction == "u" else (x - output) / jnp.maximum(per_cell(sigma), SIGMA_FLOOR)
+
+
+def clean(output: jax.Array, x: jax.Array, sigma: Float[Array, "*cells"], prediction: str) -> jax.Array:
+    """x0 from the network's raw output."""
+    return output if prediction == "x0" else x - per_cell(sigma) * output
+
+
+def masked_mean(
+    values: Float[Array, "b *cells h w c"], given: Bool[Array, "b *cells"], valid: Float[Array, "b *cells h w 1"] | None
+) -> Float[Array, "b"]:
+    """Mean over each example's unknown, valid pixels; 0 for an example that has none."""
+    weight = jnp.where(given[..., None, None, None], 0.0, 1.0 if valid is None else valid)
+    weight = jnp.broadcast_to(weight, (*values.shape[:-1], 1))
+    pixels = tuple(range(1, values.ndim))
+    return jnp.sum(values * weight, axis=pixels) / jnp.maximum(jnp.sum(weight, axis=pixels) * values.shape[-1], 1.0)
+
+
+def flow_loss(
+    output: Float[Array, "b *cells h w c"],
+    x: Float[Array, "b *cells h w c"],
+    x0: Float[Array, "b *cells h w c"],
+    eps: Float[Array, "b *cells h w c"],
+    sigma: Float[Array, "b *cells"],
+    given: Bool[Array, "b *cells"],
+    prediction: str,
+    valid: Float[Array, "b *cells h w 1"] | None = None,
+) -> Float[Array, "b"]:
+    """The loss of each example; given cells and invalid pixels get no gradient."""
+    error = velocity(output, x, sigma, prediction) - (eps - x0)
+    return masked_mean(jnp.square(error), given, valid)

@@ -1,0 +1,152 @@
+"""`GridDiT`: the two-stream transformer on grids, made of a `VideoDiT` and synchronization layers (4Real-Video, section 3).
+
+    soft, hard   view stream: base block over each of the T freeze-time clips,  context freeze_time
+                 time stream: base block over each of the V fixed-view clips,   context dynamic
+                 after every block a synchronization layer, see `sync.py`
+    none         the same two streams, never synchronized
+    sequential   one stream: the block over views, then the block over times
+    fused        one stream, context dynamic: a token sees its own view and its own time, at position v T + t
+                 (4Real-Video-V2, section 3)
+
+All use the base's own blocks and no other parameters than the sync's. The readout takes the head of the view stream, of the
+time stream, or the mean of both.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from fourreal import grid as axes
+from fourreal.grid import swap_view_time
+from fourreal.models import layers, sync
+from fourreal.models.attention import fused_attention
+from fourreal.models.video_dit import VideoDiT, check_frames
+
+SYNC_INITS = {"soft": tuple(sync.SOFT_INITS), "hard": tuple(sync.HARD_INITS)}  # the first is the default
+FUSIONS = ("soft", "hard", "sequential", "fused", "none")
+READOUTS = ("mean", "time", "view")
+
+
+@dataclasses.dataclass(frozen=True)
+class GridDiTConfig:
+    """How the two axes of a grid are brought together."""
+
+    fusion: str = "soft"
+    """soft, hard, sequential, fused or none"""
+    sync_init: str | None = None
+    """initial mix of the sync layers: zero or consensus for soft, half, time or view for hard; none: the fusion's default"""
+    readout: str = "mean"
+    """which stream's head is the output: mean, time or view; the one-stream fusions have mean only"""
+
+    def __post_init__(self):
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion '{self.fusion}': expected one of {', '.join(FUSIONS)}")
+        inits = SYNC_INITS.get(self.fusion, ())
+        if self.sync_init is not None and self.sync_init not in inits:
+            raise ValueError(
+                f"sync_init '{self.sync_init}' with fusion '{self.fusion}': expected "
+                + (f"one of {', '.join(inits)}" if inits else "none, this fusion has no sync layers")
+            )
+        allowed = READOUTS if self.fusion in ("soft", "hard", "none") else ("mean",)
+        if self.readout not in allowed:
+            raise ValueError(f"readout '{self.readout}' with fusion '{self.fusion}': expected {' or '.join(allowed)}")
+
+
+class GridDiT(nnx.Module):
+    """The grid model. `GridDiT(base, GridDiTConfig(), rngs=nnx.Rngs(1))(grid, sigma, given)`."""
+
+    def __init__(self, base: VideoDiT, config: GridDiTConfig, *, rngs: nnx.Rngs):
+        self.base = base
+        self.config = config
+        if config.fusion in SYNC_INITS:
+            width, dtype = base.config.width, jnp.dtype(base.config.dtype)
+            init = config.sync_init or SYNC_INITS[config.fusion][0]
+            self.sync = layers.stack(
+                lambda keys: sync.make_sync(config.fusion, init, width, dtype=dtype, rngs=keys), base.config.depth, rngs
+            )
+            self.sigma_projection = sync.SigmaProjection(width, rngs=rngs)
+
+    def __call__(
+        self,
+        grid: Float[Array, "b v t h w c"],
+        sigma: Float[Array, "b"] | Float[Array, "b v t"],
+        given: Bool[Array, "b v t"] | None = None,
+        hints: Float[Array, "b v t 2 h w c+1"] | None = None,
+        text: Float[Array, "b l k"] | None = None,
+    ) -> Float[Array, "b v t h w c"]:
+        """The raw output for a noised grid.
+
+        Args:
+            grid: frames at noise level sigma; given cells are clean.
+            sigma: noise level in [0, 1], 1 = noise; one an example or one a cell. Given cells count as 0.
+            given: which cells are clean inputs; none by default.
+            hints: pictures with a validity channel, slot 0 of the same view, slot 1 of the same time. By default the
+                nearest given cells. Only for a base with hints.
+            text: embedded prompt; only for a base with text.
+        """
+        check_frames(grid, self.base.config)
+        sigma = axes.cell_sigma(sigma, given, grid.shape[1:3])
+        if self.base.config.hints and hints is None and given is not None:
+            hints = axes.grid_hints(grid, given)
+        x = self.base.embed(grid, given, hints)
+        temb, six = self.base.time_embed.modulation(sigma, self.base.time_projection)
+        text = self.base.embed_text(text)
+        if text is not None:
+            text = text[:, None]  # one prompt for all clips of a grid
+        run = {"fused": self._fused, "sequential": self._sequential}.get(self.config.fusion, self._two_streams)
+        out = run(x, temb, six, grid.shape[3:5], text)
+        return axes.unpatchify(out, self.base.config.patch[1], grid.shape[3])
+
+    def _clip_blocks(self, six, views: int, times: int, size: tuple[int, int], text):
+        """The base block as a function of a layer's parameters and a stream, for the view stream and the time stream."""
+        base = self.base
+        six_v, six_t = swap_view_time(base.add_context(six, "freeze_time")), base.add_context(six, "dynamic")
+        angles_v, angles_t = base.angles(np.arange(views), size), base.angles(np.arange(times), size)
+        return (
+            lambda block, x_v: block(x_v, six_v, angles_v, text),
+            lambda block, x_t: block(x_t, six_t, angles_t, text),
+        )
+
+    def _two_streams(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
+        over_views, over_times = self._clip_blocks(six, *x.shape[1:3], size, text)
+        synced = self.config.fusion in SYNC_INITS
+        shift_scale = self.sigma_projection(temb) if synced else None
+
+        def layer(streams, parameters):
+            block, sync_layer = parameters
+            y_v, y_t = over_views(block, streams[0]), over_times(block, streams[1])
+            return (sync_layer(y_v, y_t, shift_scale) if synced else (y_v, y_t)), None
+
+        parameters = (self.base.blocks, self.sync if synced else None)
+        (x_v, x_t), _ = jax.lax.scan(self.base.rematerialize(layer), (swap_view_time(x), x), parameters)
+        heads = []
+        if self.config.readout != "time":
+            heads.append(swap_view_time(self.base.head(x_v, swap_view_time(temb))))
+        if self.config.readout != "view":
+            heads.append(self.base.head(x_t, temb))
+        return sum(heads) / len(heads)
+
+    def _sequential(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
+        over_views, over_times = self._clip_blocks(six, *x.shape[1:3], size, text)
+
+        def layer(x_t, block):
+            return over_times(block, swap_view_time(over_views(block, swap_view_time(x_t)))), None
+
+        x, _ = jax.lax.scan(self.base.rematerialize(layer), x, self.base.blocks)
+        return self.base.head(x, temb)
+
+    def _fused(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
+        views, times = x.shape[1:3]
+        angles = rearrange(self.base.angles(np.arange(views * times), size), "(v t) s e -> v t s e", v=views)
+        six = self.base.add_context(six, "dynamic")
+
+        def layer(x, block):
+            return block(x, six, angles, text, attention=fused_attention), None
+
+        x, _ = jax.lax.scan(self.base.rematerialize(layer), x, self.base.blocks)
+        return self.base.head(x, temb)

@@ -1,0 +1,150 @@
+"""The parts of a Wan 2.1 transformer block, in its arithmetic: fp32 norms, modulation and residual around matmuls in `dtype`.
+
+    modulate(x; shift, scale) = LN(x) (1 + scale) + shift
+    x <- x + gate_1 * SelfAttention(modulate(x; shift_1, scale_1))
+    x <- x + CrossAttention(LN_affine(x), text)                               (models with text)
+    x <- x + gate_2 * MLP(modulate(x; shift_2, scale_2))
+
+The six vectors are a learned table per block plus a projection of the noise level, one set per frame, never per token.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from fourreal.models.attention import attend, clip_attention
+
+EPSILON = 1e-6
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` modules as one, every parameter with a leading layer axis; run with `lax.scan` over the module."""
+    return jax.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), depth))
+
+
+def linear(in_width: int, out_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, init=None) -> nnx.Linear:
+    """A linear map with bias: fp32 parameters, matmul in `dtype`; Xavier unless `init` says otherwise."""
+    init = init or nnx.initializers.xavier_uniform()
+    return nnx.Linear(in_width, out_width, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+def layer_norm(x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
+    """Layer norm without scale and bias, in fp32."""
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + EPSILON)
+
+
+def modulate(
+    x: Float[Array, "*lead s d"], shift: Float[Array, "*lead d"], scale: Float[Array, "*lead d"]
+) -> Float[Array, "*lead s d"]:
+    """Layer norm with a shift and scale per frame."""
+    return layer_norm(x) * (1 + scale[..., None, :]) + shift[..., None, :]
+
+
+def sinusoid(position: Float[Array, "*lead"], width: int) -> Float[Array, "*lead width"]:
+    """[cos, sin] of position * 10000^(-i / (width/2))."""
+    half = width // 2
+    angle = position[..., None].astype(jnp.float32) * jnp.exp(-np.log(1e4) * jnp.arange(half) / half)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def rotary_angles(
+    frame: Int[np.ndarray, "f"] | np.ndarray, height: int, width: int, head_size: int
+) -> Float[np.ndarray, "f s e/2"]:
+    """Angles of the 3-axis rotary embedding for the tokens of frames at positions `frame`, y and x counted in patches.
+
+    Wan splits a head into time, y and x with 2 (e // 6) numbers each for y and x and the rest for time. Computed on the host
+    in fp64, since positions are static.
+    """
+    space = 2 * (head_size // 6)
+    sizes = (head_size - 2 * space, space, space)
+    frequencies = [1e4 ** (-np.arange(0, size, 2) / size) for size in sizes]
+    f, y, x = np.meshgrid(frame, np.arange(height), np.arange(width), indexing="ij")
+    angles = np.concatenate([p[..., None] * w for p, w in zip((f, y, x), frequencies, strict=True)], axis=-1)
+    return rearrange(angles, "f h w e -> f (h w) e").astype(np.float32)
+
+
+def rotate(x: Float[Array, "*lead f s h e"], angles: Float[np.ndarray, "*f s e/2"]) -> Float[Array, "*lead f s h e"]:
+    """Turns each neighbouring pair (0, 1), (2, 3), ... of a head by its angle, in fp32."""
+    cos, sin = (np.repeat(trig(angles), 2, axis=-1)[..., None, :] for trig in (np.cos, np.sin))
+    x = x.astype(jnp.float32)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = jnp.stack([-odd, even], axis=-1).reshape(x.shape)
+    return x * cos + turned * sin
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention with RMS norm of queries and keys over the full width, before the head split."""
+
+    def __init__(self, width: int, heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        make = functools.partial(linear, width, width, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value, self.out = make(), make(), make(), make()
+        norm = functools.partial(nnx.RMSNorm, width, epsilon=EPSILON, dtype=jnp.float32, rngs=rngs)
+        self.query_norm, self.key_norm = norm(), norm()
+        self.heads = heads
+
+    def project(self, x: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries of `x`, keys and values of `source`: [..., d] to [..., h, e]."""
+        q, k, v = self.query_norm(self.query(x)), self.key_norm(self.key(source)), self.value(source)
+        return tuple(rearrange(part, "... (h e) -> ... h e", h=self.heads) for part in (q, k, v))
+
+    def __call__(self, x: Float[Array, "*lead f s d"], angles: jax.Array, attention: Callable) -> jax.Array:
+        q, k, v = self.project(x, x)
+        q, k = (rotate(part, angles).astype(v.dtype) for part in (q, k))
+        return self.out(rearrange(attention(q, k, v), "... h e -> ... (h e)"))
+
+
+class CrossAttention(SelfAttention):
+    """Tokens look at the text; padded text positions take part, as Wan was trained."""
+
+    def __call__(self, x: Float[Array, "*lead f s d"], text: Float[Array, "*lead l d"]) -> jax.Array:
+        frames = x.shape[-3]
+        q, k, v = self.project(rearrange(x, "... f s d -> ... (f s) d"), text)
+        out = self.out(rearrange(attend(q.astype(v.dtype), k.astype(v.dtype), v), "... h e -> ... (h e)"))
+        return rearrange(out, "... (f s) d -> ... f s d", f=frames)
+
+
+class MLP(nnx.Module):
+    """Linear, GELU (tanh form), linear."""
+
+    def __init__(self, in_width: int, width: int, out_width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.in_ = linear(in_width, width, dtype=dtype, rngs=rngs)
+        self.out = linear(width, out_width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(jax.nn.gelu(self.in_(x), approximate=True))
+
+
+class Block(nnx.Module):
+    """One transformer block over clips `[..., f, s, d]`; `attention` decides which tokens see each other."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, *, text: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.modulation = nnx.Param(jax.random.normal(rngs.params(), (6, width)) / width**0.5)
+        self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(width, mlp_width, width, dtype=dtype, rngs=rngs)
+        if text:
+            self.cross_norm = nnx.LayerNorm(
+                width, epsilon=EPSILON, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
+            )
+            self.cross_attention = CrossAttention(width, heads, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "*lead f s d"],
+        six: Float[Array, "*lead f 6 d"],
+        angles: Float[Array, "f s e/2"],
+        text: Float[Array, "*lead l d"] | None = None,
+        attention: Callable = clip_attention,
+    ) -> Float[Array, "*lead f s d"]:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.moveaxis(six + self.modulation[...], -2, 0)
+        x = x + gate_1[..., None, :] * self.attention(modulate(x, shift_1, scale_1), angles, attention)
+        if text is not None:
+            x = x + self.cross_attention(self.cross_norm(x), text)
+        return x + gate_2[..., None, :] * self.mlp(modulate(x, shift_2, scale_2))

@@ -1,0 +1,103 @@
+"""Synchronization layers: where the view stream and the time stream exchange information (4Real-Video, section 3).
+
+The time stream is `[b v t s d]`, the view stream `[b t v s d]`; only this file transposes between them. With y the outputs
+of a block and z = [y_v, y_t]:
+
+    ModLinear(z; sigma) = ((1 + scale) z + shift) W + bias,    (shift, scale) = table + Linear(SiLU(temb(sigma)))
+    soft   x_v = y_v + a (y_t - y_v) + dv      x_t = y_t + a (y_v - y_t) + dt      (dv, dt) = ModLinear(z; sigma)
+    hard   x   = w_v y_v + w_t y_t + ModLinear(z; sigma)                           both streams go on from x
+
+W, bias and the projection start at zero, so a fresh layer is its fixed mix: a = 0 (`zero`: each stream is the base), a = 1/2
+(`consensus`), (w_v, w_t) = (1/2, 1/2) (`half`, the paper's), (0, 1) (`time`), (1, 0) (`view`). Mixing is elementwise in
+fp32: a residual stream that goes through a bf16 matmul every layer drifts.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fourreal.grid import swap_view_time
+from fourreal.models import layers
+
+SOFT_INITS = {"zero": 0.0, "consensus": 0.5}
+HARD_INITS = {"half": (0.5, 0.5), "time": (0.0, 1.0), "view": (1.0, 0.0)}  # (w_v, w_t)
+VIEW, TIME = 0, 1  # the two streams in the parameters' stream axes
+
+
+class SigmaProjection(nnx.Module):
+    """Shift and scale of both streams' parts of z from sigma, shared by all layers; zero-initialised."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.linear = layers.linear(width, 4 * width, dtype=jnp.float32, rngs=rngs, init=nnx.initializers.zeros)
+
+    def __call__(self, temb: Float[Array, "b v t d"]) -> Float[Array, "b v t 2 2 d"]:
+        out = self.linear(jax.nn.silu(temb))
+        return out.reshape(*out.shape[:-1], 2, 2, -1)  # (shift, scale), (view, time), d
+
+
+class ModLinear(nnx.Module):
+    """The sigma-modulated linear map from both streams to `outputs` ones; axes (from stream, d, to output, d)."""
+
+    def __init__(self, width: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        del rngs  # all zeros
+        self.kernel = nnx.Param(jnp.zeros((2, width, outputs, width)))
+        self.bias = nnx.Param(jnp.zeros((outputs, width)))
+        self.modulation = nnx.Param(jnp.zeros((2, 2, width)))
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        y_v: Float[Array, "*cells s d"],
+        y_t: Float[Array, "*cells s d"],
+        shift_scale: Float[Array, "*cells 2 2 d"],
+        output: int,
+    ) -> Float[Array, "*cells s d"]:
+        shift, scale = jnp.moveaxis((shift_scale + self.modulation[...])[..., None, :], -4, 0)  # [..., 2, 1, d]
+        total = self.bias[output]
+        for stream, y in ((VIEW, y_v), (TIME, y_t)):
+            z = y * (1 + scale[..., stream, :, :]) + shift[..., stream, :, :]
+            kernel = self.kernel[stream, :, output].astype(self.dtype)
+            total = total + jnp.matmul(z.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        return total
+
+
+class SoftSync(nnx.Module):
+    """Both streams stay, each corrected from both."""
+
+    def __init__(self, width: int, init: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.pull = SOFT_INITS[init]
+        self.mod_linear = ModLinear(width, 2, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, y_v: Float[Array, "b t v s d"], y_t: Float[Array, "b v t s d"], shift_scale: Float[Array, "b v t 2 2 d"]
+    ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
+        y_t_by_view, y_v_by_time = swap_view_time(y_t), swap_view_time(y_v)
+        x_v = y_v + self.pull * (y_t_by_view - y_v)
+        x_t = y_t + self.pull * (y_v_by_time - y_t)
+        x_v = x_v + self.mod_linear(y_v, y_t_by_view, swap_view_time(shift_scale), VIEW)
+        x_t = x_t + self.mod_linear(y_v_by_time, y_t, shift_scale, TIME)
+        return x_v, x_t
+
+
+class HardSync(nnx.Module):
+    """Both streams go on from one weighted sum."""
+
+    def __init__(self, width: int, init: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.weights = HARD_INITS[init]
+        self.mod_linear = ModLinear(width, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, y_v: Float[Array, "b t v s d"], y_t: Float[Array, "b v t s d"], shift_scale: Float[Array, "b v t 2 2 d"]
+    ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
+        y_v_by_time = swap_view_time(y_v)
+        x = self.weights[VIEW] * y_v_by_time + self.weights[TIME] * y_t
+        x = x + self.mod_linear(y_v_by_time, y_t, shift_scale, 0)
+        return swap_view_time(x), x
+
+
+def make_sync(fusion: str, init: str, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    """One synchronization layer of a kind with its initial mix."""
+    return functools.partial(SoftSync if fusion == "soft" else HardSync, width, init, dtype=dtype)(rngs=rngs)

@@ -1,0 +1,223 @@
+"""`VideoDiT`: a video diffusion transformer on clips, laid out as Wan 2.1, so that its weights load by a map of names.
+
+    tokens = Linear(patches(x)) [+ given] [+ Linear(patches(hints))]
+    temb   = MLP(sinusoid(1000 sigma))                          one vector a frame
+    six    = Linear(SiLU(temb)) [+ context row]                 modulation of every block, plus a table per block
+    out    = unpatch(Linear(LN(tokens) (1 + scale) + shift)),   (shift, scale) = table + temb
+
+Ours, zero-initialised, so that a fresh model equals the plain one: the context table (what kind of clip this is), the
+`given` vector (which frames are clean inputs; their sigma is 0) and the hint map (the nearest given frames as pictures).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from fourreal import grid as axes
+from fourreal.models import layers
+
+CONTEXTS = ("dynamic", "freeze_time", "image")
+PREDICTIONS = ("x0", "u")
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention_out": jax.checkpoint_policies.save_only_these_names("attention_out"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoDiTConfig:
+    """Shape of a `VideoDiT` and how it is computed."""
+
+    width: int
+    """token width d"""
+    depth: int
+    """number of blocks"""
+    heads: int
+    """attention heads; the head size width / heads is even and at least 6"""
+    mlp_width: int
+    """hidden width of the MLPs"""
+    patch: tuple[int, int, int] = (1, 8, 8)
+    """patch size in frames (always 1), height and width (equal)"""
+    channels: int = 3
+    """channels of a frame: 3 for pixels"""
+    text_width: int | None = None
+    """width of the text embedding; none: no cross-attention"""
+    prediction: str = "x0"
+    """what the raw output stands for: x0 (the clean frame) or u (the velocity eps - x0)"""
+    hints: bool = False
+    """take the nearest given frames as a second input"""
+    frequency_width: int = 256
+    """width of the sinusoid of sigma"""
+    dtype: str = "float32"
+    """precision of the matmuls: float32 or bfloat16; the rest is float32"""
+    remat: str = "none"
+    """what backward computes again: none, full (everything) or attention_out (all but the attention's output)"""
+
+    def __post_init__(self):
+        if self.width % self.heads or (self.width // self.heads) % 2 or self.width // self.heads < 6:
+            raise ValueError(
+                f"width {self.width} with {self.heads} heads: the head size must be a whole even number of at least 6; "
+                "choose other heads"
+            )
+        if len(self.patch) != 3 or self.patch[0] != 1 or self.patch[1] != self.patch[2]:
+            raise ValueError(f"patch {self.patch}: expected (1, p, p); frames are never merged into one token")
+        for name, options in (
+            ("prediction", PREDICTIONS),
+            ("remat", tuple(REMAT_POLICIES)),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} '{getattr(self, name)}': expected one of {', '.join(options)}")
+
+
+class Head(nnx.Module):
+    """Modulated layer norm and a linear map from tokens to patches (p, p, c); it sees sigma only."""
+
+    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
+        self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, config.width)) / config.width**0.5)
+        patch_size = config.patch[1] * config.patch[2] * config.channels
+        # The head is small: fp32, so that bf16 models return smooth pixels.
+        self.out = layers.linear(config.width, patch_size, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*lead s d"], temb: Float[Array, "*lead d"]) -> Float[Array, "*lead s k"]:
+        shift, scale = jnp.moveaxis(temb[..., None, :] + self.modulation[...], -2, 0)
+        return self.out(layers.modulate(x, shift, scale))
+
+
+class VideoDiT(nnx.Module):
+    """The base model on clips. `VideoDiT(config, rngs=nnx.Rngs(0))(clip, sigma)`."""
+
+    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype, width = jnp.dtype(config.dtype), config.width
+        small = nnx.initializers.normal(0.02)
+        patch_size = config.patch[1] * config.patch[2] * config.channels
+        self.patch_embed = layers.linear(patch_size, width, dtype=dtype, rngs=rngs)
+        self.time_embed = TimeEmbed(config, rngs=rngs)
+        self.time_projection = layers.linear(width, 6 * width, dtype=jnp.float32, rngs=rngs, init=small)
+        self.blocks = layers.stack(
+            lambda keys: layers.Block(
+                width, config.heads, config.mlp_width, text=config.text_width is not None, dtype=dtype, rngs=keys
+            ),
+            config.depth,
+            rngs,
+        )
+        self.head = Head(config, rngs=rngs)
+        self.context = nnx.Param(jnp.zeros((len(CONTEXTS), 6, width)))
+        self.given = nnx.Param(jnp.zeros((width,)))
+        if config.text_width is not None:
+            self.text_embed = layers.MLP(config.text_width, width, width, dtype=dtype, rngs=rngs)
+        if config.hints:
+            hint_size = axes.HINT_PICTURES * config.patch[1] * config.patch[2] * (config.channels + 1)
+            self.hint_embed = layers.linear(hint_size, width, dtype=dtype, rngs=rngs, init=nnx.initializers.zeros)
+
+    def __call__(
+        self,
+        clip: Float[Array, "b f h w c"],
+        sigma: Float[Array, "b"] | Float[Array, "b f"],
+        given: Bool[Array, "b f"] | None = None,
+        hints: Float[Array, "b f 2 h w c+1"] | None = None,
+        context: str | None = "dynamic",
+        text: Float[Array, "b l k"] | None = None,
+    ) -> Float[Array, "b f h w c"]:
+        """The raw output for a noised clip.
+
+        Args:
+            clip: pixels (or latents) at noise level sigma; given frames are clean.
+            sigma: noise level in [0, 1], 1 = noise; one an example or one a frame. Given frames count as 0.
+            given: which frames are clean inputs; none by default.
+            hints: pictures with a validity channel, slot 0 of the same view, slot 1 of the same time. By default the
+                nearest given frame of the clip, in the slot that the context names. Only for a model with hints.
+            context: dynamic (fixed view), freeze_time, image; None adds no context vector.
+            text: embedded prompt; only for a model with text.
+        """
+        check_frames(clip, self.config)
+        frames = clip.shape[1]
+        sigma = axes.cell_sigma(sigma, given, clip.shape[1:2])
+        if self.config.hints and hints is None and given is not None:
+            own, none = axes.clip_hints(clip, given), jnp.zeros((*clip.shape[:-1], clip.shape[-1] + 1), clip.dtype)
+            hints = jnp.stack([none, own] if context == "freeze_time" else [own, none], axis=2)
+        x = self.embed(clip, given, hints)
+        temb, six = self.time_embed.modulation(sigma, self.time_projection)
+        angles = self.angles(np.arange(frames), clip.shape[2:4])
+        text = self.embed_text(text)
+        six = self.add_context(six, context)
+
+        def layer(x: jax.Array, block: layers.Block) -> tuple[jax.Array, None]:
+            return block(x, six, angles, text), None
+
+        x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
+        return axes.unpatchify(self.head(x, temb), self.config.patch[1], clip.shape[2])
+
+    def embed(self, frames: jax.Array, given: jax.Array | None, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
+        """Tokens of frames `[..., h, w, c]`, with the given vector and the hints added; the residual stream is fp32."""
+        patch = self.config.patch[1]
+        x = self.patch_embed(axes.patchify(frames, patch)).astype(jnp.float32)
+        if given is not None:
+            x = x + jnp.where(given[..., None, None], self.given[...], 0)
+        if hints is not None:
+            if not self.config.hints:
+                raise ValueError("this model takes no hints; build it with VideoDiTConfig(hints=True)")
+            pictures = axes.patchify(hints, patch)  # [..., 2, s, k]: one linear map over both
+            x = x + self.hint_embed(jnp.concatenate([pictures[..., 0, :, :], pictures[..., 1, :, :]], axis=-1))
+        return x
+
+    def embed_text(self, text: jax.Array | None) -> jax.Array | None:
+        """The text's tokens; raises where text and model do not fit together."""
+        if (text is None) != (self.config.text_width is None):
+            raise ValueError(
+                "this model needs text embeddings" if text is None else "this model takes no text (text_width is None)"
+            )
+        return None if text is None else self.text_embed(text)
+
+    def add_context(self, six: jax.Array, context: str | None) -> jax.Array:
+        """The blocks' six vectors with the row of the context added."""
+        if context is None:
+            return six
+        if context not in CONTEXTS:
+            raise ValueError(f"context '{context}': expected one of {', '.join(CONTEXTS)} or None")
+        return six + self.context[CONTEXTS.index(context)]
+
+    def angles(self, positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Rotary angles `[f, s, e/2]` for frames at `positions` of `size` (height, width) pixels."""
+        patch, head_size = self.config.patch[1], self.config.width // self.config.heads
+        return layers.rotary_angles(positions, size[0] // patch, size[1] // patch, head_size)
+
+    def rematerialize(self, layer: Callable) -> Callable:
+        """`layer` under the config's rematerialization policy."""
+        policy = REMAT_POLICIES[self.config.remat]
+        return layer if policy is None else jax.checkpoint(layer, policy=policy)
+
+
+class TimeEmbed(nnx.Module):
+    """The noise level's vector: MLP(sinusoid(1000 sigma)), in fp32."""
+
+    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
+        small = nnx.initializers.normal(0.02)
+        self.in_ = layers.linear(config.frequency_width, config.width, dtype=jnp.float32, rngs=rngs, init=small)
+        self.out = layers.linear(config.width, config.width, dtype=jnp.float32, rngs=rngs, init=small)
+
+    def __call__(self, sigma: Float[Array, "*lead"]) -> Float[Array, "*lead d"]:
+        return self.out(jax.nn.silu(self.in_(layers.sinusoid(1000.0 * sigma, self.in_.in_features))))
+
+    def modulation(self, sigma: jax.Array, projection: nnx.Linear) -> tuple[jax.Array, Float[Array, "*lead 6 d"]]:
+        """(temb, six): the vector itself, and its projection to the six vectors of the blocks."""
+        temb = self(sigma)
+        six = projection(jax.nn.silu(temb))
+        return temb, six.reshape(*six.shape[:-1], 6, -1)
+
+
+def check_frames(frames: jax.Array, config: VideoDiTConfig) -> None:
+    """Raises if the patch does not divide the frames or the channels are not the model's."""
+    height, width, channels = frames.shape[-3:]
+    if channels != config.channels or height % config.patch[1] or width % config.patch[2]:
+        raise ValueError(
+            f"frames of {height} x {width} with {channels} channels: expected {config.channels} channels and sides that "
+            f"the patch of {config.patch[1]} divides"
+        )

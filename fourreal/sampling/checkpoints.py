@@ -1,0 +1,35 @@
+"""What a checkpoint's name stands for: a bundled one, a run's folder, or a folder of weights."""
+
+import difflib
+from pathlib import Path
+
+from fourreal.config import ModelSpec, from_json
+from fourreal.models.weights import CONFIG, WEIGHTS, read_config
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints"
+RUN_WEIGHTS = "weights"  # the folder of weights in a run's folder
+
+
+def weights_folder(name: str | Path) -> Path:
+    """The folder of weights that `name` means; raises FileNotFoundError with the nearest known name."""
+    path = Path(name)
+    for folder in (path, path / RUN_WEIGHTS, BUNDLED / str(name)):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        raise FileNotFoundError(f"the run {path} has no weights yet: it writes them at its first checkpoint")
+    bundled = sorted(folder.name for folder in BUNDLED.glob("*") if folder.is_dir())
+    near = difflib.get_close_matches(str(name), bundled, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"bundled: {', '.join(bundled) or 'none'}"
+    raise FileNotFoundError(
+        f"there is no checkpoint '{name}': give a bundled name, a run or a folder of weights; {hint}"
+    )
+
+
+def describe_checkpoint(name: str | Path) -> ModelSpec:
+    """Sizes and settings of a checkpoint, without its weights."""
+    folder = weights_folder(name)
+    try:
+        return from_json(ModelSpec, read_config(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error

@@ -1,0 +1,81 @@
+"""AdamW with warm-up and cosine decay, clipping, accumulation and an average of the parameters, all from optax."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule."""
+
+    lr: float = 1e-3
+    """peak learning rate"""
+    warmup: int = 50
+    """steps of linear warm-up"""
+    final_lr: float = 0.02
+    """learning rate at the end, as a share of the peak"""
+    weight_decay: float = 0.01
+    """AdamW's decay; of matrices only, never of norms, biases, tables and vectors"""
+    beta1: float = 0.9
+    """decay of the first moment"""
+    beta2: float = 0.99
+    """decay of the second moment"""
+    clip: float = 1.0
+    """largest global norm of a gradient"""
+    accumulate: int = 1
+    """steps whose gradients are averaged into one update"""
+    ema: float = 0.999
+    """decay of the parameters' average, at most (1 + n) / (10 + n) after n updates"""
+
+    def __post_init__(self):
+        for name in ("lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}: give a number above 0")
+        for name in ("final_lr", "beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}: give a number from 0 to 1")
+        if self.accumulate < 1 or self.warmup < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"optim.accumulate {self.accumulate}, warmup {self.warmup}, weight_decay {self.weight_decay}: "
+                "give at least 1, 0 and 0"
+            )
+
+
+def learning_rate(config: OptimConfig, steps: int):
+    """The schedule over updates: linear warm-up to the peak, cosine to `final_lr` times it."""
+    updates = max(steps // config.accumulate, 1)
+    warmup = min(config.warmup // config.accumulate, updates - 1)
+    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, updates, config.lr * config.final_lr)
+
+
+def make_optimizer(config: OptimConfig, steps: int):
+    """The optax transformation for a run of `steps` steps."""
+
+    def decayed(params: Params) -> Params:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+    chain = optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+        ),
+    )
+    return optax.MultiSteps(chain, config.accumulate) if config.accumulate > 1 else chain
+
+
+def update_average(average: Params, params: Params, step: jax.Array, config: OptimConfig) -> Params:
+    """The average after 0-based `step`; it moves when the parameters did."""
+    updates = (step + 1) // config.accumulate
+    decay = jnp.minimum(config.ema, (1.0 + updates) / (10.0 + updates))
+    moved = (step + 1) % config.accumulate == 0
+    return optax.incremental_update(params, average, jnp.where(moved, 1.0 - decay, 0.0))

@@ -1,0 +1,79 @@
+"""One training step, pure: (state, batch) -> (state, metrics).
+
+    noise, sigma of example i  = random numbers keyed by (seed, purpose, step, place in the global batch)
+    x                          = (1 - sigma) x0 + sigma eps, clean where given
+    loss                       = see diffusion/flow.py, over unknown cells
+
+A step whose loss or gradient is not finite changes nothing but the step number; the loop sees it in the metrics and stops.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fourreal.config import TrainConfig
+from fourreal.diffusion import flow
+from fourreal.grid import cell_sigma, to_unit
+from fourreal.models.build import Params
+from fourreal.training.optimizer import make_optimizer, update_average
+from fourreal.training.state import State, join_params
+
+SIGMA, NOISE = 0, 1  # purposes of random numbers
+
+
+def example_keys(seed: int, purpose: int, step: jax.Array, count: int) -> jax.Array:
+    """One key an example of the global batch, the same on every device count."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(count))
+
+
+def batch_loss(
+    forward: Callable,
+    params: Params,
+    frames: jax.Array,
+    given: jax.Array,
+    sigma: jax.Array,
+    eps: jax.Array,
+    prediction: str,
+    **conditions: Any,
+) -> jax.Array:
+    """The loss of each example of uint8 `frames` at one noise level an example."""
+    x0 = to_unit(frames)
+    sigma = cell_sigma(sigma, given, given.shape[1:])
+    x = flow.interpolate(x0, eps, sigma)
+    return flow.flow_loss(forward(params, x, sigma, given, **conditions), x, x0, eps, sigma, given, prediction)
+
+
+def make_train_step(forward: Callable, config: TrainConfig) -> Callable[..., tuple[State, dict]]:
+    """The step as a function of (state, batch); clips also name their `context`, a static argument."""
+    optimizer = make_optimizer(config.optim, config.steps)
+
+    def train_step(state: State, batch: dict[str, jax.Array], **conditions: Any) -> tuple[State, dict[str, Any]]:
+        frames, given = batch["frames"], batch["given"]
+        sigma_keys, noise_keys = (
+            example_keys(config.seed, purpose, state["step"], frames.shape[0]) for purpose in (SIGMA, NOISE)
+        )
+        sigma = jax.vmap(lambda key: flow.sample_sigma(key, config.sigma))(sigma_keys)
+        eps = jax.vmap(lambda key: jax.random.normal(key, frames.shape[1:]))(noise_keys)
+
+        def mean_loss(trained: Params) -> jax.Array:
+            params = join_params(trained, state["frozen"])
+            return jnp.mean(
+                batch_loss(forward, params, frames, given, sigma, eps, config.model.prediction, **conditions)
+            )
+
+        loss, gradient = jax.value_and_grad(mean_loss)(state["params"])
+        updates, opt = optimizer.update(gradient, state["opt"], state["params"])
+        params = jax.tree.map(jnp.add, state["params"], updates)
+        norm = optax.global_norm(gradient)
+        moved = {"params": params, "ema": update_average(state["ema"], params, state["step"], config.optim), "opt": opt}
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        kept = {name: state[name] for name in moved}
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+        metrics = {"loss": loss, "grad_norm": norm}
+        return {"step": state["step"] + 1, "frozen": state["frozen"], **new}, metrics
+
+    return train_step
