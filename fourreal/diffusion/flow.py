@@ -9,6 +9,7 @@ over the batch, so that accumulated or sharded batches give the mean of one big 
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ SIGMA_FLOOR = 0.05  # also the smallest sigma drawn in training: below it an x0-
 class SigmaConfig:
     """How noise levels are drawn in training."""
 
-    distribution: str = "logit_normal"
+    distribution: Literal["logit_normal", "uniform"] = "logit_normal"
     """logit_normal: logit(sigma) ~ N(mean, std); or uniform"""
     mean: float = 0.8
     """mean of logit(sigma): many redundant frames want more noise than an image"""

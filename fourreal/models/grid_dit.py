@@ -13,6 +13,7 @@ time stream, or the mean of both.
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,32 +28,32 @@ from fourreal.models import layers, sync
 from fourreal.models.attention import fused_attention
 from fourreal.models.video_dit import VideoDiT, check_frames
 
+Fusion = Literal["soft", "hard", "sequential", "fused", "none"]
+Readout = Literal["mean", "time", "view"]
 SYNC_INITS = {"soft": tuple(sync.SOFT_INITS), "hard": tuple(sync.HARD_INITS)}  # the first is the default
-FUSIONS = ("soft", "hard", "sequential", "fused", "none")
-READOUTS = ("mean", "time", "view")
 
 
 @dataclasses.dataclass(frozen=True)
 class GridDiTConfig:
     """How the two axes of a grid are brought together."""
 
-    fusion: str = "soft"
-    """soft, hard, sequential, fused or none"""
+    fusion: Fusion = "soft"
+    """how the axes meet; see the README"""
     sync_init: str | None = None
     """initial mix of the sync layers: zero or consensus for soft, half, time or view for hard; none: the fusion's default"""
-    readout: str = "mean"
+    readout: Readout = "mean"
     """which stream's head is the output: mean, time or view; the one-stream fusions have mean only"""
 
     def __post_init__(self):
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion '{self.fusion}': expected one of {', '.join(FUSIONS)}")
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"fusion '{self.fusion}': expected one of {', '.join(get_args(Fusion))}")
         inits = SYNC_INITS.get(self.fusion, ())
         if self.sync_init is not None and self.sync_init not in inits:
             raise ValueError(
                 f"sync_init '{self.sync_init}' with fusion '{self.fusion}': expected "
                 + (f"one of {', '.join(inits)}" if inits else "none, this fusion has no sync layers")
             )
-        allowed = READOUTS if self.fusion in ("soft", "hard", "none") else ("mean",)
+        allowed = get_args(Readout) if self.fusion in ("soft", "hard", "none") else ("mean",)
         if self.readout not in allowed:
             raise ValueError(f"readout '{self.readout}' with fusion '{self.fusion}': expected {' or '.join(allowed)}")
 
@@ -100,7 +101,7 @@ class GridDiT(nnx.Module):
             text = text[:, None]  # one prompt for all clips of a grid
         run = {"fused": self._fused, "sequential": self._sequential}.get(self.config.fusion, self._two_streams)
         out = run(x, temb, six, grid.shape[3:5], text)
-        return axes.unpatchify(out, self.base.config.patch[1], grid.shape[3])
+        return self.base.decode(out, grid.shape[3], hints)
 
     def _clip_blocks(self, six, views: int, times: int, size: tuple[int, int], text):
         """The base block as a function of a layer's parameters and a stream, for the view stream and the time stream."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from fourreal.models.attention import attend, clip_attention
@@ -98,7 +99,8 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "*lead f s d"], angles: jax.Array, attention: Callable) -> jax.Array:
         q, k, v = self.project(x, x)
         q, k = (rotate(part, angles).astype(v.dtype) for part in (q, k))
-        return self.out(rearrange(attention(q, k, v), "... h e -> ... (h e)"))
+        seen = checkpoint_name(attention(q, k, v), "attention_out")  # a name for the remat policies
+        return self.out(rearrange(seen, "... h e -> ... (h e)"))
 
 
 class CrossAttention(SelfAttention):

@@ -6,11 +6,17 @@
     out    = unpatch(Linear(LN(tokens) (1 + scale) + shift)),   (shift, scale) = table + temb
 
 Ours, zero-initialised, so that a fresh model equals the plain one: the context table (what kind of clip this is), the
-`given` vector (which frames are clean inputs; their sigma is 0) and the hint map (the nearest given frames as pictures).
+`given` vector (which frames are clean inputs; their sigma is 0) and two uses of the hints, the nearest given frames as
+pictures: a linear map into the tokens and, in an x0-model, a gate per pixel and hint at the end,
+
+    out = out + gate_view * hint_view + gate_time * hint_time,    (gate_view, gate_time) = Linear(head's modulated tokens)
+
+Much of a grid stands still, and patches through a narrow model are copied badly; the gate copies exactly.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +27,10 @@ from jaxtyping import Array, Bool, Float
 from fourreal import grid as axes
 from fourreal.models import layers
 
+Prediction = Literal["x0", "u"]
+Precision = Literal["float32", "bfloat16"]
+Remat = Literal["none", "full", "attention_out"]
 CONTEXTS = ("dynamic", "freeze_time", "image")
-PREDICTIONS = ("x0", "u")
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -48,15 +56,15 @@ class VideoDiTConfig:
     """channels of a frame: 3 for pixels"""
     text_width: int | None = None
     """width of the text embedding; none: no cross-attention"""
-    prediction: str = "x0"
+    prediction: Prediction = "x0"
     """what the raw output stands for: x0 (the clean frame) or u (the velocity eps - x0)"""
     hints: bool = False
     """take the nearest given frames as a second input"""
     frequency_width: int = 256
     """width of the sinusoid of sigma"""
-    dtype: str = "float32"
+    dtype: Precision = "float32"
     """precision of the matmuls: float32 or bfloat16; the rest is float32"""
-    remat: str = "none"
+    remat: Remat = "none"
     """what backward computes again: none, full (everything) or attention_out (all but the attention's output)"""
 
     def __post_init__(self):
@@ -67,27 +75,32 @@ class VideoDiTConfig:
             )
         if len(self.patch) != 3 or self.patch[0] != 1 or self.patch[1] != self.patch[2]:
             raise ValueError(f"patch {self.patch}: expected (1, p, p); frames are never merged into one token")
-        for name, options in (
-            ("prediction", PREDICTIONS),
-            ("remat", tuple(REMAT_POLICIES)),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} '{getattr(self, name)}': expected one of {', '.join(options)}")
+        for name, choices in (("prediction", Prediction), ("remat", Remat), ("dtype", Precision)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} '{getattr(self, name)}': expected one of {', '.join(get_args(choices))}")
 
 
 class Head(nnx.Module):
-    """Modulated layer norm and a linear map from tokens to patches (p, p, c); it sees sigma only."""
+    """Modulated layer norm and a linear map from tokens to patches (p, p, c), then the hint gates (p, p, 2) if there are any.
+
+    It sees sigma only. It is small, so it runs in fp32: bf16 models still return smooth pixels.
+    """
 
     def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
+        area = config.patch[1] * config.patch[2]
         self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, config.width)) / config.width**0.5)
-        patch_size = config.patch[1] * config.patch[2] * config.channels
-        # The head is small: fp32, so that bf16 models return smooth pixels.
-        self.out = layers.linear(config.width, patch_size, dtype=jnp.float32, rngs=rngs)
+        self.out = layers.linear(config.width, area * config.channels, dtype=jnp.float32, rngs=rngs)
+        self.copies = config.hints and config.prediction == "x0"
+        if self.copies:
+            zeros = nnx.initializers.zeros
+            self.hint_gate = layers.linear(
+                config.width, area * axes.HINT_PICTURES, dtype=jnp.float32, rngs=rngs, init=zeros
+            )
 
     def __call__(self, x: Float[Array, "*lead s d"], temb: Float[Array, "*lead d"]) -> Float[Array, "*lead s k"]:
         shift, scale = jnp.moveaxis(temb[..., None, :] + self.modulation[...], -2, 0)
-        return self.out(layers.modulate(x, shift, scale))
+        x = layers.modulate(x, shift, scale)
+        return jnp.concatenate([self.out(x), self.hint_gate(x)], axis=-1) if self.copies else self.out(x)
 
 
 class VideoDiT(nnx.Module):
@@ -153,7 +166,7 @@ class VideoDiT(nnx.Module):
             return block(x, six, angles, text), None
 
         x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
-        return axes.unpatchify(self.head(x, temb), self.config.patch[1], clip.shape[2])
+        return self.decode(self.head(x, temb), clip.shape[2], hints)
 
     def embed(self, frames: jax.Array, given: jax.Array | None, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
         """Tokens of frames `[..., h, w, c]`, with the given vector and the hints added; the residual stream is fp32."""
@@ -167,6 +180,18 @@ class VideoDiT(nnx.Module):
             pictures = axes.patchify(hints, patch)  # [..., 2, s, k]: one linear map over both
             x = x + self.hint_embed(jnp.concatenate([pictures[..., 0, :, :], pictures[..., 1, :, :]], axis=-1))
         return x
+
+    def decode(
+        self, out: Float[Array, "*lead s k"], height: int, hints: jax.Array | None
+    ) -> Float[Array, "*lead h w c"]:
+        """Frames of `height` pixels from the head's output; gated hints are added where the model has both."""
+        patch, channels = self.config.patch[1], self.config.channels
+        pixels, gates = jnp.split(out, [patch * patch * channels], axis=-1)
+        frames = axes.unpatchify(pixels, patch, height)
+        if not self.head.copies or hints is None:
+            return frames
+        gates = axes.unpatchify(gates, patch, height)
+        return frames + sum(gates[..., k, None] * hints[..., k, :, :, :channels] for k in range(axes.HINT_PICTURES))
 
     def embed_text(self, text: jax.Array | None) -> jax.Array | None:
         """The text's tokens; raises where text and model do not fit together."""

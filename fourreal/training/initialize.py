@@ -9,7 +9,12 @@ from fourreal.models.build import Params, fresh_params
 from fourreal.models.weights import flat_names, read_weights
 from fourreal.sampling.checkpoints import weights_folder
 
-FRESH = ("sync.", "sigma_projection.", "base.hint_embed.")  # may be missing in the weights of a base
+FRESH = (
+    "sync.",
+    "sigma_projection.",
+    "base.hint_embed.",
+    "base.head.hint_gate.",
+)  # may be missing in the weights of a base
 
 
 def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = None) -> tuple[Params, str]:

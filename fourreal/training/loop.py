@@ -65,7 +65,7 @@ def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
     state = fresh_state(params, config)
     if done:
         state, origin = checkpoints.restore(shapes_of(state)), f"resumed after {done} steps"
-    steps = CompiledSteps(make_train_step(forward, config))
+    steps = CompiledSteps(make_train_step(forward, config), config)
     print(f"{config.name}: {origin}")
     print(describe_cost(steps, state, batch))
     validate = make_validation(forward, config)
@@ -166,8 +166,9 @@ def model_spec(config: TrainConfig, size: int) -> ModelSpec:
 class CompiledSteps:
     """The training step, compiled once for each kind of clip; the state is donated."""
 
-    def __init__(self, train_step: Any):
+    def __init__(self, train_step: Any, config: TrainConfig):
         self.function = train_step
+        self.pixels_per_token = config.model.patch[1] * config.model.patch[2]
         self._programs: dict[str | None, jax.stages.Compiled] = {}
 
     def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -193,9 +194,9 @@ def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> 
     flops = matmul_flops(lambda state, arrays: steps.function(state, arrays, **static), state, arrays)
     size = {part: sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen")}
     memory = compiled_bytes(steps.program(state, batch))["total"]
-    pixels = int(np.prod(batch["frames"].shape[:-1]))
+    tokens = int(np.prod(batch["frames"].shape[:-1])) // steps.pixels_per_token
     return (
-        f"{size['params'] / 1e6:.2f} M parameters train, {size['frozen'] / 1e6:.2f} M are frozen; {pixels} pixels and "
+        f"{size['params'] / 1e6:.2f} M parameters train, {size['frozen'] / 1e6:.2f} M are frozen; {tokens} tokens and "
         f"{flops / 1e9:.1f} GFLOP a step; {memory / 2**20:.0f} MiB of memory"
     )
 

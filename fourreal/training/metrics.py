@@ -17,13 +17,13 @@ class MetricsWriter:
         if self._path.is_file():
             lines = [line for line in self._path.read_text().splitlines() if json.loads(line)["step"] <= start_step]
             self._path.write_text("".join(f"{line}\n" for line in lines))
-        self._file = open(self._path, "a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of numbers after `step` steps; names with a slash are grouped in TensorBoard."""
         values = {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -33,5 +33,4 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Writes what is buffered."""
-        self._file.close()
         self._board.close()

@@ -18,8 +18,15 @@ from fourreal.training.optimizer import make_optimizer
 
 State = dict[str, Any]
 
-# Prefixes of parameter paths. The sync layers learn; the given vector, hints and context condition the base.
-SYNC = (("sync",), ("sigma_projection",), ("base", "given"), ("base", "hint_embed"), ("base", "context"))
+# Prefixes of parameter paths: the sync layers, and with them what conditions the base.
+SYNC = (
+    ("sync",),
+    ("sigma_projection",),
+    ("base", "given"),
+    ("base", "hint_embed"),
+    ("base", "head", "hint_gate"),
+    ("base", "context"),
+)
 ATTENTION = (("base", "blocks", "attention"),)
 TRAINED = {"all": ((),), "attention": SYNC + ATTENTION, "sync": SYNC}
 

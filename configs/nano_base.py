@@ -1,0 +1,18 @@
+"""The base of `nano` alone, on clips: fixed-view videos, freeze-time videos and single images.
+
+python train.py configs/nano_base.py
+python train.py configs/nano_sync.py --init-from runs/nano_base
+"""
+
+import dataclasses
+from pathlib import Path
+
+from fourreal.config import load_config
+
+NANO = load_config(Path(__file__).with_name("nano.py"))
+
+CONFIG = dataclasses.replace(
+    NANO,
+    name="nano_base",
+    data=dataclasses.replace(NANO.data, kind="clip", batch_size=32),
+)

@@ -1,0 +1,97 @@
+"""`load_pipeline`: a checkpoint as one function from given frames to the whole grid.
+
+pipe = fourreal.load_pipeline("nano")
+result = pipe(frames, given)                    # uint8 [v t h w 3], bool [v t] -> uint8 [v t h w 3]
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from fourreal.config import ModelSpec
+from fourreal.diffusion.guidance import Guidance
+from fourreal.diffusion.samplers import cell_noise, noise_levels, sample_grid
+from fourreal.grid import to_uint8, to_unit
+from fourreal.models.build import Params, make_forward, split_model
+from fourreal.models.weights import fit_weights, read_weights, weights_hash
+from fourreal.sampling.checkpoints import describe_checkpoint, weights_folder
+
+
+class GridPipeline:
+    """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count."""
+
+    def __init__(self, spec: ModelSpec, params: Params, weights_hash: str = ""):
+        if spec.grid is None:
+            raise ValueError(
+                "this checkpoint is a base on clips: train a grid model on it (train.py ... --init-from) first"
+            )
+        self.config, self.params, self.weights_hash = spec, params, weights_hash
+        graph, _ = split_model(spec.model, spec.grid)
+        self._forward = make_forward(graph)
+        self._sample = jax.jit(self._sample_unjitted, static_argnames=("steps", "guidance"))
+
+    def __call__(
+        self,
+        frames: UInt8[np.ndarray, "v t h w 3"],
+        given: Bool[np.ndarray, "v t"],
+        *,
+        text: Float[np.ndarray, "l k"] | None = None,
+        steps: int = 8,
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+    ) -> UInt8[np.ndarray, "v t h w 3"]:
+        """The grid with its unknown cells sampled; given cells come back bit for bit.
+
+        Args:
+            frames: pixels; only the given cells are read.
+            given: which cells are inputs; any subset, also none.
+            text: embedded prompt, for models with text.
+            steps: Euler steps.
+            guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
+            seed: of the noise; each cell's is keyed by (seed, v, t).
+
+        Raises ValueError for frames that are no uint8 grid or whose sides the model's patch does not divide.
+        """
+        frames, given = np.asarray(frames), np.asarray(given)
+        if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}: expected uint8 [views, times, h, w, 3]")
+        if given.shape != frames.shape[:2] or given.dtype != bool:
+            raise ValueError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
+        if steps < 1:
+            raise ValueError(f"{steps} steps: expected at least 1")
+        guidance = Guidance(given=guidance_scale, text=guidance_scale)
+        known = np.where(given[..., None, None, None], frames, 0)
+        noise = cell_noise(seed, *frames.shape[:2], frames.shape[2:])
+        sampled = self._sample(self.params, known, given, noise, text, steps=steps, guidance=guidance)
+        return np.where(given[..., None, None, None], frames, np.asarray(sampled))
+
+    def _sample_unjitted(self, params, frames, given, noise, text, *, steps: int, guidance: Guidance) -> jax.Array:
+        model = functools.partial(self._forward, params)
+        text = None if text is None else text[None]
+        x = sample_grid(
+            model,
+            to_unit(frames)[None],
+            given[None],
+            noise[None],
+            noise_levels(steps, self.config.sigma.shift),
+            self.config.model.prediction,
+            guidance,
+            text=text,
+            null_text=None if text is None else jnp.zeros_like(text),
+        )
+        return to_uint8(x[0])
+
+
+def load_pipeline(name: str | Path) -> GridPipeline:
+    """The pipeline of a bundled checkpoint, a run's folder or a folder of weights.
+
+    Raises FileNotFoundError for an unknown name (with the nearest known one), ValueError for broken weights.
+    """
+    folder, spec = weights_folder(name), describe_checkpoint(name)
+    _, shapes = split_model(spec.model, spec.grid)
+    params = fit_weights(read_weights(folder), shapes, str(folder))
+    return GridPipeline(spec, jax.device_put(params), weights_hash(folder))

@@ -1,0 +1,95 @@
+"""`load_pipeline` and what it promises about given cells, seeds and sizes."""
+
+import jax
+import numpy as np
+import pytest
+
+import fourreal
+from fourreal.config import ModelSpec, to_json
+from fourreal.diffusion.flow import SigmaConfig
+from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.models.build import fresh_params
+from fourreal.models.weights import save_weights
+from fourreal.sampling.checkpoints import describe_checkpoint
+from fourreal.sampling.pipeline import GridPipeline
+
+BASE = VideoDiTConfig(width=24, depth=2, heads=2, mlp_width=48, patch=(1, 4, 4), hints=True)
+SPEC = ModelSpec(BASE, GridDiTConfig("soft"), SigmaConfig(), views=3, times=2, size=8)
+RNG = np.random.default_rng(0)
+FRAMES = RNG.integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
+GIVEN = np.array([[True, True], [True, False], [False, False]])
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = fresh_params(SPEC.model, SPEC.grid, 0)
+    return jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh)
+
+
+@pytest.fixture(scope="module")
+def pipe(params):
+    return GridPipeline(SPEC, params)
+
+
+def test_given_cells_come_back_bit_for_bit_and_unknown_ones_are_not_read(pipe):
+    result = pipe(FRAMES, GIVEN, steps=3)
+    np.testing.assert_array_equal(result[GIVEN], FRAMES[GIVEN])
+    other = np.where(GIVEN[..., None, None, None], FRAMES, 255 - FRAMES)
+    np.testing.assert_array_equal(pipe(other, GIVEN, steps=3), result)
+
+
+def test_the_seed_decides_the_sample(pipe):
+    first, again, other = (pipe(FRAMES, GIVEN, steps=3, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_guidance_of_one_is_no_guidance_and_another_weight_changes_unknown_cells(pipe):
+    plain, guided = pipe(FRAMES, GIVEN, steps=3), pipe(FRAMES, GIVEN, steps=3, guidance_scale=3.0)
+    np.testing.assert_array_equal(pipe(FRAMES, GIVEN, steps=3, guidance_scale=1.0), plain)
+    assert (guided[~GIVEN] != plain[~GIVEN]).any()
+    np.testing.assert_array_equal(guided[GIVEN], FRAMES[GIVEN])
+
+
+def test_any_subset_may_be_given_also_none(pipe):
+    assert pipe(FRAMES, np.zeros((3, 2), bool), steps=2).shape == FRAMES.shape
+
+
+def test_a_grid_of_another_shape_than_trained_is_sampled(pipe):
+    frames = np.zeros((2, 3, 4, 12, 3), np.uint8)
+    assert pipe(frames, np.zeros((2, 3), bool), steps=1).shape == frames.shape
+
+
+def test_a_saved_folder_gives_the_same_samples(params, pipe, tmp_path):
+    save_weights(tmp_path, params, to_json(SPEC), dtype="float32")
+    loaded = fourreal.load_pipeline(tmp_path)
+    assert loaded.config == SPEC and len(loaded.weights_hash) == 64
+    np.testing.assert_array_equal(loaded(FRAMES, GIVEN, steps=2), pipe(FRAMES, GIVEN, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("frames", "given", "steps", "message"),
+    [
+        (FRAMES.astype(np.float32), GIVEN, 2, "expected uint8"),
+        (FRAMES[0], GIVEN, 2, "views, times"),
+        (FRAMES, GIVEN[:2], 2, "expected bool"),
+        (FRAMES, GIVEN.astype(int), 2, "expected bool"),
+        (FRAMES, GIVEN, 0, "at least 1"),
+        (FRAMES[:, :, :7], GIVEN, 2, "patch of 4"),
+    ],
+)
+def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, steps, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(frames, given, steps=steps)
+
+
+def test_a_base_alone_is_refused_as_a_grid_pipeline(tmp_path):
+    spec = ModelSpec(BASE, None, SigmaConfig(), views=3, times=2, size=8)
+    save_weights(tmp_path, fresh_params(BASE, None, 0), to_json(spec))
+    with pytest.raises(ValueError, match="base on clips"):
+        fourreal.load_pipeline(tmp_path)
+
+
+def test_an_unknown_checkpoint_names_the_nearest_bundled_one():
+    with pytest.raises(FileNotFoundError, match="did you mean 'nano'"):
+        describe_checkpoint("nanoo")
