@@ -1,0 +1,140 @@
+"""The verb `sample`: videos and pictures (or a bundled test grid) in, a sampled grid as a folder out."""
+
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from fourreal.sampling.inputs import GridInput
+
+PATH = tyro.conf.arg(metavar="PATH")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sample a grid of frames over view and time from any cells of it.
+
+    Without inputs it takes a bundled test grid, of which view 0 and time 0 are given. A path may be a video, a gif, an
+    npz with frames [f, h, w, 3], a picture, a folder of pictures or a quoted glob.
+    """
+
+    checkpoint: str = "nano"
+    """a bundled name, a run's folder, or a folder of weights"""
+    given: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH@PLACE")] = ()
+    """what is given, and where: VIDEO@v=0 fills view 0, ORBIT@t=0 fills time 0, PICTURE@v=3,t=5 fills one cell"""
+    video: Annotated[str | None, PATH] = None
+    """fixed-view video at view 0, the same as --given VIDEO@v=0"""
+    orbit: Annotated[str | None, PATH] = None
+    """freeze-time video (the camera moves, time stands) at time 0, the same as --given ORBIT@t=0"""
+    image: Annotated[str | None, PATH] = None
+    """one picture, the same as --given PICTURE@v=0,t=0"""
+    views: Annotated[str | None, PATH] = None
+    """folder or quoted glob of synchronised videos, one per view; in order of their names they fill views 0, 1, ..."""
+    grid: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
+    """a test grid instead of inputs: a bundled name, or an npz with frames uint8 [v, t, h, w, 3]"""
+    frames: Annotated[str | None, tyro.conf.arg(metavar="A:B[:STEP]")] = None
+    """which frames of a longer video: a:b spread evenly over that range, a:b:step each step-th from a; else over all"""
+    crop: Literal["center", "pad"] = "center"
+    """how another aspect ratio becomes the model's: cut the sides, or add black bars"""
+    steps: int = 8
+    """denoising steps"""
+    guidance_scale: float = 1.0
+    """classifier-free guidance over the given cells; 1 is none, and half the work"""
+    seed: int = 0
+    """the noise of a cell depends on (seed, view, time) only"""
+    out: Annotated[str | None, PATH] = None
+    """folder to write; by default out/NAME-seedN"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the folder if it exists"""
+
+    def run(self) -> None:
+        """Checks the inputs before any weights load; raises ValueError or OSError with one line."""
+        from fourreal.sampling.checkpoints import describe_checkpoint
+        from fourreal.sampling.export import check_destination
+
+        if self.steps < 1:
+            raise ValueError(f"--steps {self.steps}: at least 1 step is needed")
+        out = Path(self.out).expanduser() if self.out else None
+        if out:
+            check_destination(out, self.overwrite)
+        described = describe_checkpoint(self.checkpoint)
+        shape = (described.views, described.times, described.size, described.size)
+        inputs = self.read_inputs(shape)
+        out = out or Path(f"out/{inputs.name}-seed{self.seed}")
+        check_destination(out, self.overwrite)
+        for note in inputs.notes:
+            print(note)
+        if inputs.given.all():
+            raise ValueError("every cell of the grid is given: there is nothing to sample")
+        cells = f"{inputs.given.sum()} of {inputs.given.size} cells given"
+        print(f"{inputs.name}: {shape[0]} views x {shape[1]} times at {shape[2]}x{shape[3]}, {cells}", flush=True)
+        self._sample(inputs, out)
+
+    def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
+        """The inputs that the options name, in a grid of `shape` (views, times, height, width)."""
+        from fourreal.sampling.inputs import parse_placement, place_views, read_grid, read_placements
+
+        sugar = ((self.video, "v=0"), (self.orbit, "t=0"), (self.image, "v=0,t=0"))
+        texts = [*self.given, *(f"{path}@{place}" for path, place in sugar if path is not None)]
+        placements = [parse_placement(text) for text in texts]
+        notes = ()
+        if self.views is not None:
+            in_views, line = place_views(self.views, shape[0])
+            placements, notes = placements + in_views, (line,)
+        if not placements:
+            return read_grid(self.grid, shape, crop=self.crop)
+        if self.grid is not None:
+            raise ValueError("--grid brings its own given cells; leave it out, or leave out all other inputs")
+        inputs = read_placements(placements, shape, frames=self.frames, crop=self.crop)
+        return replace(inputs, notes=(*notes, *inputs.notes))
+
+    def _sample(self, inputs: "GridInput", out: Path) -> None:
+        from fourreal.sampling.export import GridResult, score_table, scores, write_result
+        from fourreal.sampling.pipeline import load_pipeline
+
+        start = time.perf_counter()
+        pipe = load_pipeline(self.checkpoint)
+        loaded = time.perf_counter()
+        sampled = pipe(
+            inputs.frames, inputs.given, steps=self.steps, guidance_scale=self.guidance_scale, seed=self.seed
+        )
+        done = time.perf_counter()
+        about = {
+            "options": asdict(self),
+            "model": asdict(pipe.config) if is_dataclass(pipe.config) else pipe.config,
+            "weights_hash": pipe.weights_hash,
+            "notes": list(inputs.notes),
+            "versions": _versions(),
+            "timings_s": {"load": round(loaded - start, 3), "sample": round(done - loaded, 3)},
+            "peak_memory_gib": _peak_memory(),
+        }
+        result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, inputs.K, inputs.c2w, about)
+        index = write_result(out, result, overwrite=self.overwrite)
+        print(f"sampled {self.steps} steps in {done - loaded:.1f} s, seed {self.seed} (compilation included)")
+        if table := scores(result):
+            print(score_table(table, int((~inputs.given).sum())))
+        print(f"open {index}")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from fourreal import __version__
+
+    return {"fourreal": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def _peak_memory() -> float | None:
+    """Largest resident memory of this process so far, in GiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

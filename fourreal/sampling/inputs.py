@@ -1,0 +1,247 @@
+"""What the user gives, placed in the grid: clips at a view, at a time or at one cell, or a whole test grid.
+
+    PATH@v=0      a fixed-view video: one frame per time, at view 0
+    PATH@t=0      a freeze-time video: one frame per view, at time 0
+    PATH@v=3,t=5  one picture at one cell
+
+A fixed-view video and a freeze-time video cross in one cell, where they should show the same picture; the one named
+first is taken there. Any other cell that is given twice is an error.
+"""
+
+import difflib
+import glob
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from fourreal.evaluation.metrics import psnr
+from fourreal.sampling.media import Crop, choose_frames, fit, natural_order, open_clip, read_frames
+
+GRIDS = Path(__file__).parents[1] / "assets" / "grids"
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".gif", ".npz")
+DIFFERENT = 15.0  # dB; below this two pictures are not the same moment from the same camera
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A path and the cells that it fills: a view, a time, or both."""
+
+    path: str
+    view: int | None
+    time: int | None
+
+    def __str__(self) -> str:
+        axes = [f"{axis}={value}" for axis, value in (("v", self.view), ("t", self.time)) if value is not None]
+        return f"{self.path}@{','.join(axes)}"
+
+
+@dataclass(frozen=True)
+class GridInput:
+    """Frames in their cells (unknown cells are black), and what is known beside them."""
+
+    frames: UInt8[np.ndarray, "v t h w 3"]
+    given: Bool[np.ndarray, "v t"]
+    name: str
+    truth: UInt8[np.ndarray, "v t h w 3"] | None = None
+    K: Float[np.ndarray, "v 3 3"] | None = None
+    c2w: Float[np.ndarray, "v 4 4"] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def parse_placement(text: str) -> Placement:
+    """`PATH@v=0`, `PATH@t=0` or `PATH@v=3,t=5`; the path may contain `@` itself."""
+    path, _, place = text.rpartition("@")
+    axes = re.findall(r"([vt])=(\d+)", place)
+    whole = ",".join("=".join(axis) for axis in axes) == place
+    if not path or not axes or not whole or len(dict(axes)) != len(axes):
+        raise ValueError(f"--given {text}: it does not say where; end it in @v=N (a view), @t=N (a time) or @v=N,t=N")
+    cell = dict(axes)
+    return Placement(path, *(int(cell[axis]) if axis in cell else None for axis in "vt"))
+
+
+def read_placements(
+    placements: Sequence[Placement],
+    shape: tuple[int, int, int, int],
+    *,
+    frames: str | None = None,
+    crop: Crop = "center",
+) -> GridInput:
+    """Reads every clip into its cells of a grid of `shape` (views, times, height, width). `frames`: see choose_frames.
+
+    Raises ValueError for a place outside the grid, a cell that is given twice and a clip that is too short, before it
+    decodes anything; FileNotFoundError and MediaError as `open_clip` does.
+    """
+    views, times, height, width = shape
+    owner: dict[tuple[int, int], Placement] = {}
+    shared, chosen, notes = [], [], []
+    for placement in placements:
+        clip = open_clip(placement.path)
+        cells = _cells(placement, views, times)
+        indices = choose_frames(clip, len(cells), frames)
+        if clip.count > len(cells):
+            notes.append(f"{clip.name}: {clip.count} frames -> {', '.join(map(str, indices))}")
+        for cell in cells:
+            other = owner.setdefault(cell, placement)
+            if other is not placement:
+                if not _cross(other, placement):
+                    raise ValueError(f"cell v={cell[0]},t={cell[1]} is given twice, by {other} and by {placement}")
+                shared.append((cell, other, placement))
+        chosen.append((placement, clip, indices, cells))
+
+    grid = np.zeros((views, times, height, width, 3), np.uint8)
+    crossing = {}
+    for placement, clip, indices, cells in chosen:
+        for cell, frame in zip(cells, read_frames(clip, indices, (height, width), crop), strict=True):
+            if owner[cell] is placement:
+                grid[cell] = frame
+            else:
+                crossing[cell, placement] = frame
+    for cell, first, second in shared:
+        notes.append(_crossing_note(cell, first, second, psnr(crossing[cell, second], grid[cell])))
+    given = np.zeros((views, times), bool)
+    given[tuple(np.array(list(owner)).T)] = True
+    return GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes))
+
+
+def place_views(path: str, views: int) -> tuple[list[Placement], str]:
+    """One video per view from a folder or glob, in natural order at views 0, 1, ..., and the line that says so.
+
+    A folder counts by its video files, or if it has none by its folders of pictures.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        found = [entry for entry in entries if entry.suffix.lower() in VIDEOS and entry.is_file()]
+        found = found or [entry for entry in entries if entry.is_dir()]
+    else:
+        found = [Path(match) for match in glob.glob(str(folder), recursive=True)]
+    if not found:
+        raise FileNotFoundError(
+            f"--views {path}: no videos there; expected one video or folder of pictures per view "
+            "(pictures of one moment: --orbit; of one camera: --video)"
+        )
+    if len(found) > views:
+        raise ValueError(
+            f"--views {path}: {len(found)} videos, but the checkpoint has {views} views; choose with a glob"
+        )
+    found = sorted(found, key=natural_order)
+    listed = ", ".join(f"{entry.name} -> view {view}" for view, entry in enumerate(found))
+    return [Placement(str(entry), view, None) for view, entry in enumerate(found)], f"{path}: {listed}"
+
+
+def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop = "center") -> GridInput:
+    """A whole grid whose truth is known, with view 0 and time 0 given: a bundled one (None: the first) or an npz file.
+
+    The npz holds `frames` uint8 [v, t, h, w, 3] and, if known, K [v, 3, 3] in pixels and c2w [v, 4, 4] (OpenCV). One
+    with more views or times than `shape` is thinned out evenly; pixels are brought to size and K with them.
+    Raises FileNotFoundError for an unknown name, ValueError for a grid that is smaller or not in this form.
+    """
+    path = _find_grid(grid)
+    frames, K, c2w = _load_grid(path)
+    views, times, *size = shape
+    notes, chosen = [], []
+    for axis, have, want in (("views", frames.shape[0], views), ("times", frames.shape[1], times)):
+        if have < want:
+            raise ValueError(f"{path}: {have} {axis}, but the checkpoint's grid has {want}; give a larger grid")
+        chosen.append([round(index) for index in np.linspace(0, have - 1, want)])
+        if have > want:
+            notes.append(f"{path.name}: {have} {axis} -> {', '.join(map(str, chosen[-1]))}")
+    truth = frames[np.ix_(*chosen)]
+    old_size = truth.shape[2:4]
+    flat = rearrange(truth, "v t h w c -> (v t) h w c")
+    flat = np.stack([np.asarray(fit(Image.fromarray(frame), tuple(size), crop)) for frame in flat])
+    truth = rearrange(flat, "(v t) h w c -> v t h w c", v=views)
+    given = np.zeros((views, times), bool)
+    given[0, :] = given[:, 0] = True
+    return GridInput(
+        frames=np.where(given[:, :, None, None, None], truth, np.uint8(0)),
+        given=given,
+        name=path.stem,
+        truth=truth,
+        K=None if K is None else _fit_intrinsics(K[chosen[0]], old_size, tuple(size), crop),
+        c2w=None if c2w is None else c2w[chosen[0]],
+        notes=tuple(notes),
+    )
+
+
+def _name_of(path: str) -> str:
+    """A name for files from the first input's path."""
+    return re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.") or "given"
+
+
+def _cells(placement: Placement, views: int, times: int) -> list[tuple[int, int]]:
+    for word, value, count in (("view", placement.view, views), ("time", placement.time, times)):
+        if value is not None and value >= count:
+            raise ValueError(f"--given {placement}: there is no {word} {value}; the grid has {word}s 0 to {count - 1}")
+    in_view = range(views) if placement.view is None else [placement.view]
+    in_time = range(times) if placement.time is None else [placement.time]
+    return [(v, t) for v in in_view for t in in_time]
+
+
+def _cross(one: Placement, other: Placement) -> bool:
+    """Whether one is a fixed-view video and the other a freeze-time video."""
+    return {(p.view is None, p.time is None) for p in (one, other)} == {(True, False), (False, True)}
+
+
+def _crossing_note(cell: tuple[int, int], first: Placement, second: Placement, agreement: float) -> str:
+    note = f"cell v={cell[0]},t={cell[1]} is in both {first} and {second}: the frame of {first} is used"
+    if agreement < DIFFERENT:
+        note += (
+            f"; warning: they differ there ({agreement:.1f} dB) but should show the same moment from the same camera"
+        )
+    return note
+
+
+def _find_grid(grid: str | None) -> Path:
+    bundled = sorted(GRIDS.glob("*.npz"), key=natural_order)
+    names = [path.stem for path in bundled]
+    if grid is None:
+        if not bundled:
+            raise FileNotFoundError("this installation holds no test grids; name one with --grid PATH.npz")
+        return bundled[0]
+    if grid in names:
+        return bundled[names.index(grid)]
+    path = Path(grid).expanduser()
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(grid, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise FileNotFoundError(
+        f"--grid {grid}: neither a file nor a bundled grid ({', '.join(names) or 'none here'}){hint}"
+    )
+
+
+def _load_grid(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            frames, K, c2w = (arrays.get(key) for key in ("frames", "K", "c2w"))
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as npz ({error}); expected frames uint8 [v, t, h, w, 3]") from error
+    if frames is None or frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        have = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
+        raise ValueError(f"{path}: `frames` is {have}; expected uint8 [v, t, h, w, 3]")
+    for name, array, side in (("K", K, 3), ("c2w", c2w, 4)):
+        if array is not None and array.shape != (len(frames), side, side):
+            raise ValueError(
+                f"{path}: `{name}` is {list(array.shape)}; expected [{len(frames)}, {side}, {side}], one a view"
+            )
+    return frames, K, c2w
+
+
+def _fit_intrinsics(K: np.ndarray, old: tuple[int, int], new: tuple[int, int], crop: Crop) -> np.ndarray:
+    """K after `media.fit`, to half a pixel. Pixel (0, 0) covers [0, 1] x [0, 1]: the picture's middle is (w/2, h/2)."""
+    (old_height, old_width), (height, width) = old, new
+    scale = (max if crop == "center" else min)(height / old_height, width / old_width)
+    moved = K.astype(np.float32)
+    moved[:, :2] *= scale
+    moved[:, 0, 2] += (width - scale * old_width) / 2
+    moved[:, 1, 2] += (height - scale * old_height) / 2
+    return moved

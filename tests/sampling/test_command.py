@@ -1,0 +1,146 @@
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fourreal import cli
+from fourreal.sampling import checkpoints, inputs
+from fourreal.sampling.media import write_video
+
+SHAPE = (3, 4, 16, 16)
+
+
+class GreyPipeline:
+    """Answers grey in every unknown cell."""
+
+    def __init__(self):
+        self.config = {"width": 1}
+        self.weights_hash = "abc123"
+        self.calls = []
+
+    def __call__(self, frames, given, **options):
+        self.calls.append((frames, given, options))
+        return np.where(given[:, :, None, None, None], frames, np.uint8(128))
+
+
+@pytest.fixture
+def pipeline(monkeypatch, tmp_path):
+    """A pipeline in place of the real one, which has its own tests; it fails the test if it loads before the checks."""
+    pipe = GreyPipeline()
+    module = ModuleType("fourreal.sampling.pipeline")
+    module.load_pipeline = lambda name: pipe
+    monkeypatch.setitem(sys.modules, "fourreal.sampling.pipeline", module)
+    described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2])
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: described)
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "long.mp4", np.zeros((13, 16, 16, 3), np.uint8), fps=8)
+    write_video(tmp_path / "orbit.mp4", np.full((3, 16, 16, 3), 200, np.uint8), fps=8)
+    (tmp_path / "grids").mkdir()
+    truth = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
+    np.savez(tmp_path / "grids" / "wolf.npz", frames=truth)
+    monkeypatch.setattr(inputs, "GRIDS", tmp_path / "grids")
+    return pipe
+
+
+def sample(*argv):
+    """Runs `fourreal sample`; returns its exit code."""
+    try:
+        cli.main(["sample", *argv])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def fails(capsys, *argv):
+    """The one line with which a run refuses its input."""
+    assert sample(*argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_without_inputs_a_bundled_grid_is_sampled_and_scored(pipeline, capsys, tmp_path):
+    assert sample() == 0
+    output = capsys.readouterr().out
+    assert "copy of the freeze-time frame" in output and "open out/wolf-seed0/index.html" in output
+    frames, given, options = pipeline.calls[0]
+    assert given[0].all() and given[:, 0].all() and not given[1:, 1:].any()
+    assert (frames[1:, 1:] == 0).all()  # the truth stays hidden
+    assert options == {"steps": 8, "guidance_scale": 1.0, "seed": 0}
+    assert (np.load(tmp_path / "out/wolf-seed0/grid.npz")["frames"][1:, 1:] == 128).all()
+
+
+def test_given_is_repeatable_and_settings_reach_pipeline_and_metadata(pipeline, capsys, tmp_path):
+    argv = (
+        "--given long.mp4@v=1 --given orbit.mp4@t=0 --frames 1:13:2 --steps 3 --seed 5 --guidance-scale 2 --out out/a"
+    )
+    assert sample(*argv.split()) == 0
+    output = capsys.readouterr().out
+    assert "long.mp4: 13 frames -> 1, 3, 5, 7" in output and "PSNR" not in output
+    _, given, options = pipeline.calls[0]
+    assert given.tolist() == [[True] + [False] * 3, [True] * 4, [True] + [False] * 3]
+    assert options == {"steps": 3, "guidance_scale": 2.0, "seed": 5}
+    stored = json.loads((tmp_path / "out/a/metadata.json").read_text())
+    assert stored["options"]["given"] == ["long.mp4@v=1", "orbit.mp4@t=0"] and stored["options"]["seed"] == 5
+    assert stored["weights_hash"] == "abc123" and stored["model"] == {"width": 1}
+    assert stored["versions"]["jax"] and stored["timings_s"]["sample"] >= 0
+
+
+def test_sugar_is_the_same_as_given(pipeline):
+    assert sample("--video", "long.mp4", "--orbit", "orbit.mp4", "--out", "out/a") == 0
+    assert sample("--given", "long.mp4@v=0", "--given", "orbit.mp4@t=0", "--out", "out/b") == 0
+    (frames_a, given_a, _), (frames_b, given_b, _) = pipeline.calls
+    assert (frames_a == frames_b).all() and (given_a == given_b).all() and given_a.sum() == 6
+
+
+def test_views_folder_is_said_and_sampled(pipeline, tmp_path, capsys):
+    (tmp_path / "cams").mkdir()
+    for name in ("cam0", "cam1"):
+        write_video(tmp_path / "cams" / f"{name}.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=8)
+    assert sample("--views", "cams", "--out", "out/a") == 0
+    assert "cams: cam0.mp4 -> view 0, cam1.mp4 -> view 1" in capsys.readouterr().out
+    assert pipeline.calls[0][1].sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--video", "nowhere.mp4"], "nowhere.mp4: there is no such file"),
+        (["--given", "long.mp4"], "it does not say where"),
+        (["--given", "long.mp4@v=3"], "no view 3; the grid has views 0 to 2"),
+        (["--video", "orbit.mp4"], "orbit.mp4: 3 frames, but 4 are needed"),
+        (["--video", "long.mp4", "--image", "orbit.mp4"], "given twice, by long.mp4@v=0 and by orbit.mp4@v=0,t=0"),
+        (["--video", "long.mp4", "--frames", "x"], "expected a:b or a:b:step"),
+        (["--grid", "wolff"], "did you mean wolf?"),
+        (["--grid", "wolf", "--video", "long.mp4"], "--grid brings its own given cells"),
+        (["--steps", "0"], "at least 1 step"),
+        (["--given", "long.mp4@v=0", "--given", "long.mp4@v=1", "--given", "long.mp4@v=2"], "nothing to sample"),
+        (["--out", "grids", "--overwrite"], "was not written by fourreal"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_weights_load(pipeline, capsys, monkeypatch, argv, words):
+    monkeypatch.setattr(sys.modules["fourreal.sampling.pipeline"], "load_pipeline", lambda name: pytest.fail("loaded"))
+    assert words in fails(capsys, *argv)
+
+
+def test_an_existing_folder_is_refused_before_sampling_unless_overwrite(pipeline, capsys):
+    assert sample("--out", "out/a") == 0
+    capsys.readouterr()
+    assert "add --overwrite" in fails(capsys, "--out", "out/a")
+    assert len(pipeline.calls) == 1
+    assert sample("--out", "out/a", "--overwrite") == 0
+
+
+def test_help_is_read_without_jax():
+    import subprocess
+
+    code = (
+        "import sys; from fourreal.cli import main\n"
+        "try: main(['sample', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'jax', 'av', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--guidance-scale" in done.stdout
