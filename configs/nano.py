@@ -9,7 +9,9 @@ CONFIG = TrainConfig(
     name="nano",
     model=VideoDiTConfig(width=256, depth=4, heads=4, mlp_width=1024, patch=(1, 8, 8), hints=True),
     grid=GridDiTConfig(fusion="soft"),
-    data=PipelineConfig(views=4, times=4, batch_size=8),
+    data=PipelineConfig(views=4, times=4, batch_size=4),
     optim=OptimConfig(lr=1e-3, warmup=50),
-    steps=2000,
+    steps=2400,
+    eval_every=150,
+    eval_grids=8,
 )

@@ -14,5 +14,5 @@ NANO = load_config(Path(__file__).with_name("nano.py"))
 CONFIG = dataclasses.replace(
     NANO,
     name="nano_base",
-    data=dataclasses.replace(NANO.data, kind="clip", batch_size=32),
+    data=dataclasses.replace(NANO.data, kind="clip", batch_size=16),
 )

@@ -53,13 +53,13 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
 
 def parse(verb: str, argv: list[str]):
     """The verb's options from the command line; a verb with a syntax of its own has a `parse`."""
-    module, name, line = VERBS[verb]
+    module, name, _ = VERBS[verb]
     options = getattr(importlib.import_module(module), name)
     if hasattr(options, "parse"):
         return options.parse(argv, f"fourreal {verb}")
     import tyro
 
-    return tyro.cli(options, args=argv, prog=f"fourreal {verb}", description=line)
+    return tyro.cli(options, args=argv, prog=f"fourreal {verb}")
 
 
 def fail(program: str, message: str) -> None:

@@ -25,10 +25,6 @@ class GridPipeline:
     """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count."""
 
     def __init__(self, spec: ModelSpec, params: Params, weights_hash: str = ""):
-        if spec.grid is None:
-            raise ValueError(
-                "this checkpoint is a base on clips: train a grid model on it (train.py ... --init-from) first"
-            )
         self.config, self.params, self.weights_hash = spec, params, weights_hash
         graph, _ = split_model(spec.model, spec.grid)
         self._forward = make_forward(graph)
@@ -92,6 +88,8 @@ def load_pipeline(name: str | Path) -> GridPipeline:
     Raises FileNotFoundError for an unknown name (with the nearest known one), ValueError for broken weights.
     """
     folder, spec = weights_folder(name), describe_checkpoint(name)
+    if spec.grid is None:
+        raise ValueError(f"{name} is a base on clips: train a grid model on it first (train.py ... --init-from {name})")
     _, shapes = split_model(spec.model, spec.grid)
     params = fit_weights(read_weights(folder), shapes, str(folder))
     return GridPipeline(spec, jax.device_put(params), weights_hash(folder))
