@@ -23,7 +23,7 @@ USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the optio
 
 
 def main(argv: list[str] | None = None, verb: str | None = None) -> None:
-    """Runs one verb and exits: 0 done, 2 bad input, 130 interrupted. `verb` fixes it (`train.py`, `sample.py`)."""
+    """Runs one verb (`train.py` and `sample.py` fix theirs) and exits: 0 done, 1 broken loss, 2 bad input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if verb is None:
         if argv[:1] in ([], ["-h"], ["--help"]):
@@ -45,10 +45,13 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
     except KeyboardInterrupt:
         print(f"fourreal {verb}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if os.environ.get("FOURREAL_TRACEBACK"):
             raise
-        fail(f"fourreal {verb}", " ".join(str(error).split()))
+        message = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            message = f"the package '{error.name}' is not installed: pip install 'fourreal[train,render]'"
+        fail(f"fourreal {verb}", message, code=1 if isinstance(error, FloatingPointError) else 2)
 
 
 def parse(verb: str, argv: list[str]):
@@ -62,7 +65,7 @@ def parse(verb: str, argv: list[str]):
     return tyro.cli(options, args=argv, prog=f"fourreal {verb}")
 
 
-def fail(program: str, message: str) -> None:
-    """Prints one line to stderr and exits with code 2."""
+def fail(program: str, message: str, code: int = 2) -> None:
+    """Prints one line to stderr and exits."""
     print(f"{program}: error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -53,9 +53,8 @@ class Start:
 
 def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
     """Trains; raises ValueError for a folder in use or a misfit, FloatingPointError when numbers stop being finite."""
-    prepare_folder(folder, config, start)
-    checkpoints = Checkpoints(folder)
-    done = checkpoints.latest() or 0
+    check_folder(folder, start)
+    done = (Checkpoints(folder).latest() or 0) if start.resume else 0
     batches = grid_batches(config.data, start_step=done)
     batch = next(batches)
     spec = model_spec(config, batch["frames"].shape[-2])
@@ -63,6 +62,8 @@ def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
     forward = make_forward(graph)
     params, origin = initial_params(spec, config.seed, start.init_from if done == 0 else None)
     state = fresh_state(params, config)
+    make_folder(folder, config, start)
+    checkpoints = Checkpoints(folder)
     if done:
         state, origin = checkpoints.restore(shapes_of(state)), f"resumed after {done} steps"
     steps = CompiledSteps(make_train_step(forward, config), config)
@@ -77,12 +78,13 @@ def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         if not np.isfinite(list(values.values())).all():
             raise FloatingPointError(f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}")
-        progress.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
         progress.update()
+        rate = config.data.batch_size * (progress.format_dict["rate"] or 0)
+        progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
         if number % config.log_every == 0:
-            rate = float(schedule(number // config.optim.accumulate))
+            lr = float(schedule(number // config.optim.accumulate))
             writer.write(
-                number, {"train/loss": values["loss"], "train/grad_norm": values["grad_norm"], "train/lr": rate}
+                number, {"train/loss": values["loss"], "train/grad_norm": values["grad_norm"], "train/lr": lr}
             )
 
     def after_steps(number: int) -> None:
@@ -143,16 +145,22 @@ def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
     )
 
 
-def prepare_folder(folder: Path, config: TrainConfig, start: Start) -> None:
-    """Makes the run's folder with its config.json, unless it exists and the user did not say what to do with it."""
+def check_folder(folder: Path, start: Start) -> None:
+    """Raises for a run's folder that exists, or does not, against what the user said."""
     if start.resume and start.overwrite:
         raise ValueError("--resume and --overwrite contradict each other: give one")
     if start.resume and not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"there is no run in {folder} to resume: leave --resume out")
-    if folder.exists() and any(folder.iterdir()) and not start.resume:
-        if not start.overwrite:
-            raise ValueError(f"{folder} exists: give --resume to go on, --overwrite to delete it, or another --out")
-        shutil.rmtree(folder)
+    if folder.exists() and any(folder.iterdir()) and not (start.resume or start.overwrite):
+        raise ValueError(f"{folder} exists: give --resume to go on, --overwrite to delete it, or another --out")
+    if start.overwrite and folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is no run's folder (it has no {CONFIG}), so --overwrite leaves it: give another --out")
+
+
+def make_folder(folder: Path, config: TrainConfig, start: Start) -> None:
+    """Makes the run's folder with its config.json."""
+    if start.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(to_json(config), indent=2) + "\n")
 
