@@ -1,0 +1,81 @@
+"""What all tests share: exact fp32 matmuls, and a tiny model whose parameters are all away from zero.
+
+`tiny` is a namespace of functions: `config` (a `VideoDiTConfig`), `params` (random parameters of a model), `forward` (its
+jitted call), `grid` (random input). Forwards and parameters are kept over the whole test run, since compiling is what costs.
+"""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.models.build import fresh_params, make_forward, split_model
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+TINY_MODELS = ("models", "diffusion", "training")  # folders of tests that compile much and compute little
+SYNC_PARTS = ("sync", "sigma_projection")
+
+
+def config(**changes) -> VideoDiTConfig:
+    """Two layers, two heads of 12 numbers, patches of 2 x 2 pixels."""
+    sizes = {"width": 24, "depth": 2, "heads": 2, "mlp_width": 32, "patch": (1, 2, 2), "frequency_width": 16}
+    return VideoDiTConfig(**sizes | changes)
+
+
+@functools.cache
+def initial(base: VideoDiTConfig, grid: GridDiTConfig | None) -> dict:
+    """The product's own initial parameters, flat by path."""
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(fresh_params(base, grid, 0)).items()}
+
+
+@functools.cache
+def params(base: VideoDiTConfig, grid: GridDiTConfig | None = None, seed: int = 0, fresh_sync: bool = False) -> dict:
+    """Every parameter plus noise, so that zeros hide nothing; `fresh_sync` leaves the sync layers at their initial values.
+
+    A parameter's noise depends on its name and the seed alone, so a base has the same values in every grid model.
+    """
+    # One initialisation serves all fusions: only the sync parameters' shapes differ.
+    flat = dict(initial(base, None))
+    if grid is not None and grid.fusion in ("soft", "hard"):
+        flat |= {k: v for k, v in initial(base, grid).items() if k[0] in SYNC_PARTS}
+    for path, value in flat.items():
+        if not (fresh_sync and path[0] in SYNC_PARTS):
+            noise = np.random.default_rng([seed, *".".join(path).encode()]).normal(size=value.shape)
+            flat[path] = (value + noise * (0.1 if path[-1] == "kernel" else 0.3)).astype(np.float32)
+    return traverse_util.unflatten_dict(flat)
+
+
+@functools.cache
+def forward(base: VideoDiTConfig, grid: GridDiTConfig | None = None):
+    """The jitted `forward(params, x, sigma, given, hints=..., text=..., context=...)` of a model."""
+    return jax.jit(make_forward(split_model(base, grid)[0]), static_argnames="context")
+
+
+def random_grid(views: int, times: int, size: int = 4, batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    """`x`, a `sigma` for every cell, and `given` with about a third of the cells, none the same in two examples."""
+    rng = np.random.default_rng(seed)
+    cells = (batch, views, times)
+    given = rng.random(cells) < 0.35
+    given[0, 0, 0], given[0, -1, -1] = True, False
+    return {
+        "x": rng.normal(size=(*cells, size, size, 3)).astype(np.float32),
+        "sigma": rng.uniform(0.1, 1, cells).astype(np.float32),
+        "given": given,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """The functions above."""
+    return SimpleNamespace(config=config, initial=initial, params=params, forward=forward, grid=random_grid)
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(request):
+    """Half the compile time for slower programs, where programs are tiny; the others keep the compiler's defaults."""
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in TINY_MODELS)

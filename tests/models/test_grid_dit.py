@@ -1,0 +1,339 @@
+"""The grid model: invariants 1 to 4 of the design, every parameter away from zero.
+
+Grids have more times than views, so an exchange of the two shows; every cell has a sigma of its own.
+"""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+from flax import nnx
+
+from fourreal.grid import cell_sigma, grid_hints, swap_view_time
+from fourreal.models import GridDiT, GridDiTConfig
+from fourreal.models.build import split_model
+
+VIEWS, TIMES = 2, 3
+# the same sums in another order over two layers, fp32, outputs near 1
+TOLERANCE = 1e-5
+# fusion, its initial mix, readout
+EXCHANGED = [
+    ("soft", "zero", "mean"),
+    ("soft", "zero", "time"),
+    ("soft", "consensus", "time"),
+    ("hard", "half", "mean"),
+    ("hard", "time", "mean"),
+    ("none", None, "time"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tiny) -> dict[str, np.ndarray]:
+    return tiny.grid(VIEWS, TIMES)
+
+
+def run(tiny, data, grid: GridDiTConfig, fresh_sync: bool = False, seed: int = 0, **changes):
+    """The output of a grid model, hints as its default has them."""
+    base = tiny.config(**changes)
+    params = tiny.params(base, grid, seed, fresh_sync)
+    return tiny.forward(base, grid)(params, data["x"], data["sigma"], data["given"])
+
+
+def base_on_clips(tiny, data, context: str, **changes) -> np.ndarray:
+    """The base alone on every fixed-view (`dynamic`) or freeze-time video of the grid, put together to a grid.
+
+    A base with hints gets the grid's two hint pictures, which a clip alone cannot know.
+    """
+    base = tiny.config(**changes)
+    parts = dict(data)
+    if base.hints:
+        parts["hints"] = np.asarray(grid_hints(jnp.asarray(data["x"]), jnp.asarray(data["given"])))
+    if context == "freeze_time":
+        parts = {name: np.swapaxes(value, 1, 2) for name, value in parts.items()}
+    forward, params = tiny.forward(base), tiny.params(base)
+    clips = []
+    for clip in range(parts["x"].shape[1]):
+        one = {name: value[:, clip] for name, value in parts.items()}
+        hints = {"hints": one["hints"]} if base.hints else {}
+        clips.append(forward(params, one["x"], one["sigma"], one["given"], context=context, **hints))
+    out = np.stack(clips, axis=1)
+    return np.swapaxes(out, 1, 2) if context == "freeze_time" else out
+
+
+# Invariant 1
+
+
+@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize(("readout", "context"), [("time", "dynamic"), ("view", "freeze_time")])
+def test_soft_sync_at_init_equals_the_base_on_every_video_of_the_readout(tiny, data, readout, context, hints):
+    out = run(tiny, data, GridDiTConfig("soft", "zero", readout), fresh_sync=True, hints=hints)
+    expected = base_on_clips(tiny, data, context, hints=hints)
+    np.testing.assert_allclose(out, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize(("init", "context"), [("time", "dynamic"), ("view", "freeze_time")])
+def test_hard_sync_that_takes_one_stream_equals_the_base_on_every_video_of_it(tiny, data, init, context, hints):
+    out = run(tiny, data, GridDiTConfig("hard", init, "mean"), fresh_sync=True, hints=hints)
+    np.testing.assert_allclose(out, base_on_clips(tiny, data, context, hints=hints), atol=TOLERANCE)
+
+
+def test_soft_consensus_equals_hard_half_at_init(tiny, data):
+    soft, hard, zero = (
+        run(tiny, data, GridDiTConfig(*fusion, "mean"), fresh_sync=True)
+        for fusion in (("soft", "consensus"), ("hard", "half"), ("soft", "zero"))
+    )
+    np.testing.assert_allclose(soft, hard, atol=TOLERANCE)
+    assert np.abs(soft - zero).max() > 0.01
+
+
+@pytest.mark.parametrize("fusion", ["soft", "hard"])
+def test_modulated_linear_maps_are_zero_in_a_fresh_model(tiny, fusion):
+    fresh = tiny.initial(tiny.config(), GridDiTConfig(fusion))
+    sync = {path: value for path, value in fresh.items() if path[0] in ("sync", "sigma_projection")}
+    assert len(sync) == 5 and not any(value.any() for value in sync.values())
+
+
+def test_readout_mean_is_the_mean_of_the_two_streams_heads(tiny, data):
+    outs = {readout: run(tiny, data, GridDiTConfig("soft", "zero", readout)) for readout in ("mean", "time", "view")}
+    np.testing.assert_allclose(outs["mean"], (outs["time"] + outs["view"]) / 2, atol=TOLERANCE)
+    assert np.abs(outs["time"] - outs["view"]).max() > 0.01
+
+
+def test_unsynchronized_streams_equal_the_base_on_every_video(tiny, data):
+    expected = (base_on_clips(tiny, data, "dynamic") + base_on_clips(tiny, data, "freeze_time")) / 2
+    np.testing.assert_allclose(run(tiny, data, GridDiTConfig("none")), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("fusion", ["soft", "fused"])
+def test_text_reaches_every_clip_of_its_own_grid(tiny, data, fusion):
+    """The soft sync's time stream is the base on every fixed-view video, with the grid's one prompt."""
+    base = tiny.config(text_width=10)
+    grid = GridDiTConfig(fusion, readout="time" if fusion == "soft" else "mean")
+    text = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
+    views = slice(None) if fusion == "soft" else slice(0, 1)  # fused equals the base on a grid of one view
+    x, sigma, given = (data[name][:, views] for name in ("x", "sigma", "given"))
+    out = tiny.forward(base, grid)(tiny.params(base, grid, fresh_sync=True), x, sigma, given, text=text)
+    for v in range(x.shape[1]):
+        expected = tiny.forward(base)(tiny.params(base), x[:, v], sigma[:, v], given[:, v], text=text)
+        np.testing.assert_allclose(out[:, v], expected, atol=TOLERANCE)
+
+
+# Invariant 2; the merge itself is tested in test_attention.py
+
+
+@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize(("views", "times"), [(1, 3), (3, 1)])
+def test_fused_on_one_view_or_one_time_equals_the_base_in_the_dynamic_context(tiny, views, times, hints):
+    data = tiny.grid(views, times)
+    base = tiny.config(hints=hints)
+    out = run(tiny, data, GridDiTConfig("fused"), hints=hints)
+    shown = {}
+    if hints:
+        pictures = grid_hints(jnp.asarray(data["x"]), jnp.asarray(data["given"]))
+        shown = {"hints": np.asarray(pictures).reshape(2, 3, *pictures.shape[3:])}
+    x = data["x"].reshape(2, 3, 4, 4, 3)
+    sigma, given = (data[name].reshape(2, 3) for name in ("sigma", "given"))
+    expected = tiny.forward(base)(tiny.params(base), x, sigma, given, context="dynamic", **shown)
+    np.testing.assert_allclose(np.reshape(out, x.shape), expected, atol=TOLERANCE)
+
+
+def test_fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask(tiny, data):
+    """Cell (v, t) is frame v T + t of that clip; its tokens see the frames of its own view or its own time."""
+    base, grid = tiny.config(), GridDiTConfig("fused")
+    params = tiny.params(base, grid)
+    part = nnx.merge(*nnx_split(base, grid, params)).base
+    view, time = (np.repeat(axis.ravel(), 4) for axis in np.indices((VIEWS, TIMES)))
+    seen = (view[:, None] == view) | (time[:, None] == time)
+
+    def masked(q, k, v):
+        frames = q.shape[-4]
+        q, k, v = (rearrange(x, "b f s h e -> b (f s) h e") for x in (q, k, v))
+        logits = jnp.where(seen, jnp.einsum("bqhe,bkhe->bhqk", q, k) / q.shape[-1] ** 0.5, -jnp.inf)
+        out = jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(logits, axis=-1), v)
+        return rearrange(out, "b (f s) h e -> b f s h e", f=frames)
+
+    @jax.jit
+    def by_hand(x, sigma, given):
+        x, sigma, given = (rearrange(a, "b v t ... -> b (v t) ...") for a in (x, sigma, given))
+        temb, six = part.time_embed.modulation(cell_sigma(sigma, given, given.shape[1:]), part.time_projection)
+        tokens, angles = part.embed(x, given, None), part.angles(np.arange(VIEWS * TIMES), (4, 4))
+        for layer in range(base.depth):
+            block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
+            tokens = block(tokens, six + part.context[0], angles, attention=masked)
+        return rearrange(part.decode(part.head(tokens, temb), 4, None), "b (v t) ... -> b v t ...", v=VIEWS)
+
+    expected = by_hand(data["x"], data["sigma"], data["given"])
+    np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
+
+
+def nnx_split(base, grid, params):
+    return split_model(base, grid)[0], nnx.State(jax.tree.map(jnp.asarray, params))
+
+
+# Invariant 3
+
+
+def exchanged(params: dict, width: int) -> dict:
+    """Parameters with the two streams' parts, context rows and hint pictures exchanged."""
+    params = copy.deepcopy(params)
+    base = params["base"]
+    base["context"] = base["context"][[1, 0, 2]]
+    if "hint_embed" in base:
+        kernel = base["hint_embed"]["kernel"]
+        base["hint_embed"]["kernel"] = np.concatenate(np.split(kernel, 2)[::-1])
+    if "hint_gate" in base["head"]:  # (p, p, picture)
+        gate = base["head"]["hint_gate"]
+        for name, value in gate.items():
+            gate[name] = value.reshape(*value.shape[:-1], -1, 2)[..., ::-1].reshape(value.shape)
+    if "sync" in params:
+        linear = params["sync"]["mod_linear"]
+        linear["kernel"] = linear["kernel"][:, ::-1, :, ::-1]  # [layer, from stream, d, to output, d]
+        linear["bias"] = linear["bias"][:, ::-1]
+        linear["modulation"] = linear["modulation"][:, :, ::-1]  # [layer, (shift, scale), stream, d]
+        projection = params["sigma_projection"]["linear"]
+        for name, value in projection.items():
+            projection[name] = value.reshape(*value.shape[:-1], 2, 2, width)[..., ::-1, :].reshape(value.shape)
+    return params
+
+
+OTHER = {"time": "view", "view": "time", "mean": "mean"}
+
+
+@pytest.mark.parametrize(("fusion", "init", "readout"), EXCHANGED)
+def test_exchanging_view_and_time_and_their_parameters_exchanges_the_output(tiny, data, fusion, init, readout):
+    base = tiny.config(hints=True)
+    grid = GridDiTConfig(fusion, init, readout)
+    mirrored = GridDiTConfig(fusion, OTHER.get(init, init), OTHER[readout])
+    params = tiny.params(base, grid)
+    out = tiny.forward(base, grid)(params, data["x"], data["sigma"], data["given"])
+    turned = {name: np.swapaxes(value, 1, 2) for name, value in data.items()}
+    forward = tiny.forward(base, mirrored)
+    mirror = forward(exchanged(params, base.width), turned["x"], turned["sigma"], turned["given"])
+    np.testing.assert_allclose(np.swapaxes(mirror, 1, 2), out, atol=2 * TOLERANCE)
+    unchanged = forward(params, turned["x"], turned["sigma"], turned["given"])
+    assert np.abs(np.swapaxes(unchanged, 1, 2) - out).max() > 0.01  # the parameters matter
+
+
+# Invariant 4
+
+
+@functools.cache
+def influence(tiny_functions, fusion: str, depth: int) -> np.ndarray:
+    """Largest gradient [v', t', v, t] of a random projection of output cell (v, t) by input cell (v', t')."""
+    tiny = tiny_functions.tiny
+    base, grid = tiny.config(depth=depth), GridDiTConfig(fusion)
+    data = tiny.grid(VIEWS, TIMES, batch=1)
+    forward, params = tiny.forward(base, grid), tiny.params(base, grid)
+    weight = np.random.default_rng(1).normal(size=data["x"].shape).astype(np.float32)
+    pull = jax.jit(lambda x, chosen: jax.vjp(lambda x: forward(params, x, data["sigma"]), x)[1](chosen)[0])
+    out = np.zeros((VIEWS, TIMES, VIEWS, TIMES))
+    for v, t in np.ndindex(VIEWS, TIMES):
+        chosen = np.zeros_like(weight)
+        chosen[:, v, t] = weight[:, v, t]
+        out[:, :, v, t] = np.abs(pull(data["x"], chosen)).max(axis=(0, 3, 4, 5))
+    return out
+
+
+class Tiny:
+    """Hashes by identity, so that `influence` can be kept."""
+
+    def __init__(self, tiny):
+        self.tiny = tiny
+
+
+@pytest.fixture(scope="module")
+def kept(tiny) -> Tiny:
+    return Tiny(tiny)
+
+
+def crossing() -> np.ndarray:
+    """True where input and output cell differ in both view and time."""
+    view, time = np.indices((VIEWS, TIMES))
+    return (view[..., None, None] != view) & (time[..., None, None] != time)
+
+
+@pytest.mark.parametrize("fusion", ["soft", "hard", "fused", "none"])
+def test_one_layer_sees_its_own_view_and_its_own_time_and_nothing_else(kept, fusion):
+    found = influence(kept, fusion, 1)
+    assert (found[crossing()] == 0).all()
+    assert (found[~crossing()] > 1e-5).all()
+
+
+@pytest.mark.parametrize("fusion", ["soft", "hard", "fused"])
+def test_two_layers_see_the_whole_grid(kept, fusion):
+    assert (influence(kept, fusion, 2) > 1e-6).all()
+
+
+def test_unsynchronized_streams_never_cross_whatever_the_depth(kept):
+    found = influence(kept, "none", 3)
+    assert (found[crossing()] == 0).all() and (found[~crossing()] > 1e-5).all()
+
+
+# The other fusion, and what is refused
+
+
+def test_sequential_is_the_block_over_views_then_over_times_in_every_layer(tiny, data):
+    """One stream, layer by layer, from the base's own parts."""
+    base, grid = tiny.config(), GridDiTConfig("sequential")
+    params = tiny.params(base, grid)
+    model: GridDiT = nnx.merge(*nnx_split(base, grid, params))
+
+    @jax.jit
+    def by_hand(x, sigma, given):
+        part = model.base
+        sigma = cell_sigma(sigma, given, (VIEWS, TIMES))
+        temb, six = part.time_embed.modulation(sigma, part.time_projection)
+        tokens = part.embed(x, given, None)
+        for layer in range(base.depth):
+            block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
+            six_v = swap_view_time(six + part.context[1])
+            tokens = swap_view_time(tokens)
+            tokens = swap_view_time(block(tokens, six_v, part.angles(np.arange(VIEWS), (4, 4))))
+            tokens = block(tokens, six + part.context[0], part.angles(np.arange(TIMES), (4, 4)))
+        return part.decode(part.head(tokens, temb), 4, None)
+
+    expected = by_hand(data["x"], data["sigma"], data["given"])
+    np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("hints", [False, True])
+def test_no_given_argument_is_the_same_as_nothing_given(tiny, data, hints):
+    base, grid = tiny.config(hints=hints), GridDiTConfig("soft", "zero", "mean")
+    forward, params = tiny.forward(base, grid), tiny.params(base, grid)
+    nothing = np.zeros_like(data["given"])
+    out = forward(params, data["x"], data["sigma"])
+    np.testing.assert_allclose(out, forward(params, data["x"], data["sigma"], nothing), atol=TOLERANCE)
+
+
+def test_default_hints_are_those_of_the_grid_and_others_may_be_passed(tiny, data):
+    base, grid = tiny.config(hints=True), GridDiTConfig("soft", "zero", "mean")
+    forward, params = tiny.forward(base, grid), tiny.params(base, grid)
+    hints = np.asarray(grid_hints(jnp.asarray(data["x"]), jnp.asarray(data["given"])))
+    out = forward(params, data["x"], data["sigma"], data["given"])
+    same = forward(params, data["x"], data["sigma"], data["given"], hints=hints)
+    np.testing.assert_allclose(out, same, atol=TOLERANCE)
+    other = forward(params, data["x"], data["sigma"], data["given"], hints=0.5 * hints)
+    assert np.abs(out - other).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fusion": "medium"},
+        {"fusion": "soft", "sync_init": "half"},
+        {"fusion": "hard", "sync_init": "zero"},
+        {"fusion": "fused", "sync_init": "zero"},
+        {"fusion": "none", "sync_init": "zero"},
+        {"fusion": "sequential", "readout": "time"},
+        {"fusion": "fused", "readout": "view"},
+        {"readout": "both"},
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match="expected"):
+        GridDiTConfig(**settings)

@@ -1,0 +1,212 @@
+"""The base on clips: noise levels, given frames, contexts, hints, and what is refused. Its arithmetic against Wan's is in
+`test_wan_parity.py`."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fourreal.grid import clip_hints
+from fourreal.models import VideoDiT, VideoDiTConfig
+
+FRAMES = 3
+# the same sums in another order, fp32, outputs near 1
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def clip(tiny) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x [b f h w c], sigma [b f], given [b f]."""
+    data = tiny.grid(1, FRAMES)
+    return data["x"][:, 0], data["sigma"][:, 0], data["given"][:, 0]
+
+
+def test_one_sigma_an_example_is_the_same_as_that_sigma_in_every_unknown_frame(tiny, clip):
+    x, _, given = clip
+    config = tiny.config()
+    forward, params = tiny.forward(config), tiny.params(config)
+    sigma = np.float32([0.3, 0.8])
+    by_frame = np.where(given, 0, sigma[:, None]).astype(np.float32)
+    np.testing.assert_allclose(forward(params, x, sigma, given), forward(params, x, by_frame, given), atol=TOLERANCE)
+
+
+def test_sigma_of_a_given_frame_is_0_whatever_the_caller_says(tiny, clip):
+    x, sigma, given = clip
+    config = tiny.config()
+    forward, params = tiny.forward(config), tiny.params(config)
+    out = forward(params, x, sigma, given)
+    np.testing.assert_array_equal(out, forward(params, x, np.where(given, 0, sigma).astype(np.float32), given))
+    np.testing.assert_array_equal(out, forward(params, x, np.where(given, 0.9, sigma).astype(np.float32), given))
+
+
+def test_given_vector_tells_a_given_frame_from_an_unknown_one_of_sigma_0(tiny, clip):
+    x, sigma, given = clip
+    config = tiny.config()
+    forward, params = tiny.forward(config), copy.deepcopy(tiny.params(config))
+    sigma = np.where(given, 0, sigma).astype(np.float32)
+    unmarked = np.zeros_like(given)
+    assert np.abs(forward(params, x, sigma, given) - forward(params, x, sigma, unmarked)).max() > 0.01
+    params["base"]["given"] = np.zeros_like(params["base"]["given"])
+    np.testing.assert_array_equal(forward(params, x, sigma, given), forward(params, x, sigma, unmarked))
+
+
+@pytest.mark.parametrize("hints", [False, True])
+def test_no_given_argument_is_the_same_as_nothing_given(tiny, clip, hints):
+    x, sigma, given = clip
+    config = tiny.config(hints=hints)
+    forward, params = tiny.forward(config), tiny.params(config)
+    nothing = np.zeros_like(given)
+    np.testing.assert_allclose(forward(params, x, sigma), forward(params, x, sigma, nothing), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_context_is_a_row_added_to_the_table_of_every_block_and_not_to_the_head(tiny, clip, row):
+    x, sigma, given = clip
+    config = tiny.config()
+    forward, params = tiny.forward(config), copy.deepcopy(tiny.params(config))
+    out = forward(params, x, sigma, given, context=("dynamic", "freeze_time", "image")[row])
+    params["base"]["blocks"]["modulation"] = params["base"]["blocks"]["modulation"] + params["base"]["context"][row]
+    without = forward(params, x, sigma, given, context=None)
+    np.testing.assert_allclose(out, without, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("context", "slot"), [("dynamic", 0), ("freeze_time", 1), ("image", 0)])
+def test_default_hints_are_the_nearest_given_frames_in_the_slot_of_the_context(tiny, clip, context, slot):
+    x, sigma, given = clip
+    config = tiny.config(hints=True)
+    forward, params = tiny.forward(config), tiny.params(config)
+    hints = np.zeros((*x.shape[:2], 2, *x.shape[2:4], 4), np.float32)
+    hints[:, :, slot] = clip_hints(jnp.asarray(x), jnp.asarray(given))
+    out = forward(params, x, sigma, given, context=context)
+    np.testing.assert_allclose(out, forward(params, x, sigma, given, hints=hints, context=context), atol=TOLERANCE)
+    other = forward(params, x, sigma, given, hints=hints[:, :, ::-1], context=context)
+    assert np.abs(out - other).max() > 0.01  # the two slots are not the same
+
+
+def test_fresh_model_ignores_hints_context_and_the_given_mark(tiny, clip):
+    """So training starts from the plain base, and a fresh model with hints equals one without."""
+    x, sigma, given = clip
+    config = tiny.config(hints=True)
+    fresh = nnx.to_pure_dict(nnx.state(VideoDiT(tiny.config(), rngs=nnx.Rngs(0))))
+    with_hints = nnx.to_pure_dict(nnx.state(VideoDiT(config, rngs=nnx.Rngs(0))))
+    for name in ("context", "given"):
+        assert not np.any(fresh[name])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(with_hints["hint_embed"]))
+    out = tiny.forward(config)({"base": with_hints}, x, np.where(given, 0, sigma).astype(np.float32), given)
+    merged = {"base": {k: v for k, v in with_hints.items() if k != "hint_embed"}}
+    merged["base"]["head"] = {k: v for k, v in with_hints["head"].items() if k in fresh["head"]}
+    plain = tiny.forward(tiny.config())(merged, x, np.where(given, 0, sigma).astype(np.float32), None, context=None)
+    np.testing.assert_allclose(out, plain, atol=TOLERANCE)
+
+
+def test_examples_of_a_batch_do_not_see_each_other(tiny, clip):
+    x, sigma, given = clip
+    config = tiny.config()
+    forward, params = tiny.forward(config), tiny.params(config)
+    other = x.copy()
+    other[1] += 1
+    np.testing.assert_array_equal(forward(params, x, sigma, given)[0], forward(params, other, sigma, given)[0])
+
+
+@pytest.mark.parametrize("remat", ["full", "attention_out"])
+def test_rematerialization_changes_neither_value_nor_gradient(tiny, clip, remat):
+    x, sigma, given = clip
+    params = tiny.params(tiny.config())
+
+    def value_and_gradient(policy):
+        forward = tiny.forward(tiny.config(remat=policy))
+        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(forward(p, x, sigma, given)))))(params)
+
+    (value, gradient), (expected, wanted) = value_and_gradient(remat), value_and_gradient("none")
+    assert abs(value - expected) < 1e-6
+    # gradients near 0.1; recomputed values may be fused in another order
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, wanted)
+
+
+def test_each_rematerialization_policy_keeps_less_than_the_one_before(tiny, clip):
+    """none keeps all, attention_out the attention's outputs beside what full keeps: the tokens between layers."""
+    x, sigma, given = clip
+    params = tiny.params(tiny.config())
+
+    def kept(policy: str) -> int:
+        """Numbers that the forward pass hands to the backward pass."""
+        forward = tiny.forward(tiny.config(remat=policy))
+        _, backward = jax.eval_shape(lambda p: jax.vjp(lambda p: forward(p, x, sigma, given), p), params)
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    assert kept("none") > kept("attention_out") > kept("full")
+
+
+def test_a_bf16_model_returns_fp32_close_to_the_fp32_model(tiny, clip):
+    x, sigma, given = clip
+    params = tiny.params(tiny.config())
+    exact = tiny.forward(tiny.config())(params, x, sigma, given)
+    out = tiny.forward(tiny.config(dtype="bfloat16"))(params, x, sigma, given)
+    assert out.dtype == jnp.float32
+    assert 0 < np.abs(out - exact).max() < 0.1 * np.abs(exact).max()  # 8 bits of mantissa, a dozen matmuls
+
+
+def test_text_changes_the_output_and_only_its_own_example(tiny, clip):
+    x, sigma, given = clip
+    config = tiny.config(text_width=10)
+    forward, params = tiny.forward(config), tiny.params(config)
+    text = np.random.default_rng(0).normal(size=(2, 5, 10)).astype(np.float32)
+    other = text.copy()
+    other[1] += 1
+    first, second = (forward(params, x, sigma, given, text=prompt) for prompt in (text, other))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert np.abs(first[1] - second[1]).max() > 0.001
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"hints": True}, "takes no hints"),
+        ({"text": True}, "takes no text"),
+        ({"context": "frozen"}, "dynamic, freeze_time, image or None"),
+        ({"x": (2, FRAMES, 4, 5, 3)}, "the patch of 2 divides"),
+        ({"x": (2, FRAMES, 4, 4, 4)}, "expected 3 channels"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused_with_what_was_expected(tiny, clip, settings, text):
+    x, sigma, given = clip
+    model = nnx.eval_shape(lambda: VideoDiT(tiny.config(), rngs=nnx.Rngs(0)))
+    x = np.zeros(settings.pop("x"), np.float32) if "x" in settings else x
+    if "hints" in settings:
+        settings = {"hints": np.zeros((*x.shape[:2], 2, 4, 4, 4), np.float32)}
+    if "text" in settings:
+        settings = {"text": np.zeros((2, 5, 10), np.float32)}
+    with pytest.raises(ValueError, match=text):
+        jax.eval_shape(lambda model: model(x, sigma, given, **settings), model)
+
+
+def test_model_with_text_refuses_to_run_without(tiny, clip):
+    x, sigma, given = clip
+    model = nnx.eval_shape(lambda: VideoDiT(tiny.config(text_width=10), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="needs text"):
+        jax.eval_shape(lambda model: model(x, sigma, given), model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": 5},
+        {"heads": 8},
+        {"width": 26},
+        {"patch": (2, 2, 2)},
+        {"patch": (1, 2, 4)},
+        {"prediction": "eps"},
+        {"remat": "some"},
+        {"dtype": "float16"},
+    ],
+)
+def test_settings_that_no_model_has_are_refused(tiny, changes):
+    with pytest.raises(ValueError, match=r"expected|must be"):
+        tiny.config(**changes)
+
+
+def test_default_patch_is_8_pixels_and_never_spans_frames():
+    assert VideoDiTConfig(width=64, depth=1, heads=1, mlp_width=64).patch == (1, 8, 8)

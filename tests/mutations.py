@@ -1,0 +1,423 @@
+"""Breaks the code one line at a time and shows that the test named beside each break fails.
+
+python tests/mutations.py
+
+A break is a fragment that occurs once in a file and what takes its place. It counts as caught only if the named test ran
+and failed: a test that cannot be collected, or an error outside a test, catches nothing. First all named tests must pass
+on the unbroken code. The work goes on in copies of the package and the tests, so the working tree is never touched.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("fourreal", "tests", "configs", "train.py", "pyproject.toml")
+WORKERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Break:
+    """One broken line and the test that must notice."""
+
+    file: str
+    """under fourreal/"""
+    old: str
+    new: str
+    test: str
+    """under tests/, as pytest names it"""
+
+
+GRID, ATTENTION, LAYERS = "test_grid.py::test_", "models/test_attention.py::test_", "models/test_layers.py::test_"
+DIT, SYNC, GRID_DIT = "models/test_video_dit.py::test_", "models/test_sync.py::test_", "models/test_grid_dit.py::test_"
+WEIGHTS, FLOW = "models/test_weights.py::test_", "diffusion/test_flow.py::test_"
+GUIDANCE, SAMPLERS = "diffusion/test_guidance.py::test_", "diffusion/test_samplers.py::test_"
+OPTIMIZER, STATE, STEP = (f"training/test_{name}.py::test_" for name in ("optimizer", "state", "step"))
+MASKS, PIPELINE = "data/test_masks.py::test_", "data/test_pipeline.py::test_"
+
+BREAKS = [
+    # grid.py
+    Break("grid.py", "(h w) (c p q)", "(h w) (p q c)", GRID + "patches_are_in_the_order_channel_y_x_of_wans_embedding"),
+    Break(
+        "grid.py",
+        "(h w) (p q c)",
+        "(h w) (c p q)",
+        GRID + "unpatchified_frames_take_patches_in_the_order_y_x_channel_of_wans_head",
+    ),
+    Break(
+        "grid.py",
+        "jnp.where(given[..., None, :], distance, frames)",
+        "jnp.where(given[..., None, :], distance, 0)",
+        GRID + "nearest_given_frame_is_that_of_a_search_for_every_mask[5]",
+    ),
+    Break(
+        "grid.py",
+        "own_time = swap_view_time(clip_hints(swap_view_time(grid), swap_view_time(given)))",
+        "own_time = own_view",
+        GRID + "hints_are_the_nearest_given_cells_of_the_own_view_and_of_the_own_time",
+    ),
+    Break(
+        "grid.py",
+        "else jnp.where(given, 0.0, sigma)",
+        "else sigma",
+        GRID + "sigma_of_an_example_reaches_all_of_its_unknown_cells",
+    ),
+    # models/attention.py
+    Break("models/attention.py", "-1] ** -0.5", "-1] ** -1.0", ATTENTION + "attend_is_a_dense_softmax"),
+    Break(
+        "models/attention.py",
+        "jnp.exp(logits - peak)",
+        "jnp.exp(logits)",
+        ATTENTION + "attend_is_exact_for_logits_in_the_thousands",
+    ),
+    Break(
+        "models/attention.py",
+        "/ (a + b - c)",
+        "/ (a + b)",
+        ATTENTION + "fused_merge_is_one_masked_softmax_in_values_and_gradients[0.0]",
+    ),
+    # models/layers.py
+    Break(
+        "models/layers.py",
+        "(1 + scale[..., None, :])",
+        "scale[..., None, :]",
+        LAYERS + "modulation_scales_by_one_plus_scale_then_shifts_per_frame",
+    ),
+    Break(
+        "models/layers.py",
+        "[jnp.cos(angle), jnp.sin(angle)]",
+        "[jnp.sin(angle), jnp.cos(angle)]",
+        LAYERS + "sinusoid_is_cosines_then_sines",
+    ),
+    Break(
+        "models/layers.py",
+        "space = 2 * (head_size // 6)",
+        "space = 2 * (head_size // 8)",
+        LAYERS + "rotary_angles_split_a_head_into_time_y_and_x_as_wan_does[12]",
+    ),
+    Break(
+        "models/layers.py",
+        "jnp.stack([-odd, even]",
+        "jnp.stack([odd, -even]",
+        LAYERS + "rotation_multiplies_neighbouring_pairs_as_complex_numbers",
+    ),
+    Break(
+        "models/layers.py",
+        "self.query_norm(self.query(x))",
+        "self.query(x)",
+        LAYERS + "queries_and_keys_are_normalised_over_all_heads_together",
+    ),
+    Break(
+        "models/layers.py",
+        "approximate=True",
+        "approximate=False",
+        LAYERS + "mlp_is_linear_gelu_in_its_tanh_form_linear",
+    ),
+    # models/video_dit.py
+    Break(
+        "models/video_dit.py",
+        "sinusoid(1000.0 * sigma",
+        "sinusoid(sigma",
+        "models/test_wan_parity.py::test_wan_and_video_dit_agree_with_one_sigma_an_example",
+    ),
+    Break(
+        "models/video_dit.py",
+        "return six + self.context[CONTEXTS.index(context)]",
+        "return six",
+        DIT + "context_is_a_row_added_to_the_table_of_every_block_and_not_to_the_head[0]",
+    ),
+    Break(
+        "models/video_dit.py",
+        "jnp.where(given[..., None, None], self.given[...], 0)",
+        "self.given[...]",
+        DIT + "given_vector_tells_a_given_frame_from_an_unknown_one_of_sigma_0",
+    ),
+    # models/sync.py
+    Break(
+        "models/sync.py",
+        "self.pull * (y_t_by_view - y_v)",
+        "self.pull * (y_v - y_t_by_view)",
+        SYNC + "sync_layer_is_its_formula_at_every_token[soft-consensus]",
+    ),
+    Break(
+        "models/sync.py",
+        "y_t, shift_scale, TIME)",
+        "y_t, shift_scale, VIEW)",
+        SYNC + "sync_layer_is_its_formula_at_every_token[soft-zero]",
+    ),
+    Break(
+        "models/sync.py",
+        "y * (1 + scale[",
+        "y * (scale[",
+        SYNC + "sync_layer_is_its_formula_at_every_token[hard-half]",
+    ),
+    Break(
+        "models/sync.py",
+        "self.weights[VIEW] * y_v_by_time",
+        "self.weights[TIME] * y_v_by_time",
+        SYNC + "fresh_sync_layer_is_its_fixed_mix_even_around_bf16_matmuls[hard-time]",
+    ),
+    Break(
+        "models/sync.py",
+        "self.kernel = nnx.Param(jnp.zeros(",
+        "self.kernel = nnx.Param(jnp.ones(",
+        SYNC + "fresh_sync_layer_is_its_fixed_mix_even_around_bf16_matmuls[soft-zero]",
+    ),
+    # models/grid_dit.py
+    Break(
+        "models/grid_dit.py",
+        'base.add_context(six, "freeze_time")',
+        'base.add_context(six, "dynamic")',
+        GRID_DIT + "soft_sync_at_init_equals_the_base_on_every_video_of_the_readout[view-freeze_time-False]",
+    ),
+    Break(
+        "models/grid_dit.py",
+        "base.angles(np.arange(times), size)",
+        "base.angles(np.arange(times) * 0, size)",
+        GRID_DIT + "soft_sync_at_init_equals_the_base_on_every_video_of_the_readout[time-dynamic-False]",
+    ),
+    Break(
+        "models/grid_dit.py",
+        '"(v t) s e -> v t s e"',
+        '"(t v) s e -> v t s e"',
+        GRID_DIT + "fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask",
+    ),
+    Break(
+        "models/grid_dit.py",
+        "if synced else (y_v, y_t)), None",
+        "if synced else (swap_view_time(y_t), y_t)), None",
+        GRID_DIT + "unsynchronized_streams_never_cross_whatever_the_depth",
+    ),
+    Break(
+        "models/grid_dit.py",
+        "return sum(heads) / len(heads)",
+        "return sum(heads)",
+        GRID_DIT + "unsynchronized_streams_equal_the_base_on_every_video",
+    ),
+    # models/weights.py
+    Break(
+        "models/weights.py",
+        "if tensors[name].shape != shape.shape:",
+        "if False:",
+        WEIGHTS + "misshapen_tensor_is_named_with_both_shapes",
+    ),
+    Break(
+        "models/weights.py",
+        "    if broken:",
+        "    if False:",
+        WEIGHTS + "a_single_number_that_is_not_finite_is_refused[nan]",
+    ),
+    # diffusion
+    Break(
+        "diffusion/flow.py",
+        "jnp.maximum(per_cell(sigma), SIGMA_FLOOR)",
+        "per_cell(sigma)",
+        FLOW + "given_cells_and_invalid_pixels_get_no_gradient_and_no_nan_reaches_the_others[x0]",
+    ),
+    Break(
+        "diffusion/flow.py",
+        "jnp.where(given[..., None, None, None], 0.0, 1.0 if valid is None else valid)",
+        "jnp.where(given[..., None, None, None], 1.0, 1.0 if valid is None else valid)",
+        FLOW + "loss_is_the_mean_over_each_examples_own_unknown_valid_pixels[u]",
+    ),
+    Break(
+        "diffusion/flow.py",
+        "shift * sigma / (1.0",
+        "sigma / (1.0",
+        FLOW + "shift_multiplies_the_odds_of_noise",
+    ),
+    Break(
+        "diffusion/guidance.py",
+        "jnp.where(given[..., None, None, None], noised, x)",
+        "x",
+        GUIDANCE + "guidance_over_given_cells_extrapolates_from_the_unconditional_answer[x0]",
+    ),
+    Break(
+        "diffusion/guidance.py",
+        "(w_given - w_text, True, False)",
+        "(w_given, True, False)",
+        GUIDANCE + "guidance_over_given_cells_and_text_is_the_formula_of_three_calls[u]",
+    ),
+    Break(
+        "diffusion/guidance.py",
+        "if branch[0] != 0.0",
+        "if True",
+        GUIDANCE + "weight_1_is_one_evaluation_without_guidance[x0]",
+    ),
+    Break(
+        "diffusion/samplers.py",
+        "return reset(x + (after - sigma) * u), None",
+        "return x + (after - sigma) * u, None",
+        SAMPLERS + "given_cells_are_clean_before_every_evaluation_and_at_the_end[euler-4]",
+    ),
+    Break(
+        "diffusion/samplers.py",
+        "velocity(reset(x + (after - sigma) * u), after)",
+        "velocity(reset(x), after)",
+        SAMPLERS + "sampler_converges_to_the_exact_flow_with_its_order[heun-2-1.0]",
+    ),
+    Break(
+        "diffusion/samplers.py",
+        "jax.random.fold_in(jax.random.fold_in(key, v), t)",
+        "jax.random.fold_in(key, v * times + t)",
+        SAMPLERS + "noise_of_a_cell_does_not_depend_on_the_grids_size",
+    ),
+    # training
+    Break(
+        "training/optimizer.py",
+        'path[-1].key == "kernel"',
+        "True",
+        OPTIMIZER + "weight_decay_shrinks_kernels_and_nothing_else",
+    ),
+    Break(
+        "training/optimizer.py",
+        "jnp.minimum(config.ema, (1.0 + updates) / (10.0 + updates))",
+        "config.ema",
+        OPTIMIZER + "average_follows_its_formula_at_every_update[1]",
+    ),
+    Break(
+        "training/optimizer.py",
+        "moved = (step + 1) % config.accumulate == 0",
+        "moved = True",
+        OPTIMIZER + "average_follows_its_formula_at_every_update[3]",
+    ),
+    Break(
+        "training/state.py",
+        '    ("base", "context"),\n',
+        "",
+        STATE + "sync_trains_the_sync_layers_the_given_vector_the_hints_and_the_contexts",
+    ),
+    Break(
+        "training/step.py",
+        "jnp.isfinite(loss) & jnp.isfinite(norm)",
+        "jnp.isfinite(loss)",
+        STEP + "step_that_is_not_finite_changes_nothing_but_the_step_number[gradient]",
+    ),
+    Break(
+        "training/step.py",
+        "lambda place: jax.random.fold_in(key, place)",
+        "lambda place: key",
+        STEP + "noise_differs_between_steps_seeds_examples_and_purposes",
+    ),
+    Break(
+        "training/cost.py",
+        'if equation.primitive.name == "scan" else 1',
+        "if False else 1",
+        "training/test_cost.py::test_body_of_a_scan_counts_as_often_as_it_runs_also_under_jit_and_checkpoint",
+    ),
+    Break(
+        "training/loop.py",
+        "grid_batches(config.data, start_step=done)",
+        "grid_batches(config.data, start_step=0)",
+        "training/test_loop.py::test_run_stopped_by_sigterm_saves_and_resumes_as_if_never_stopped",
+    ),
+    Break(
+        "config.py",
+        "        if key not in fields:",
+        "        if False:",
+        "training/test_config.py::test_unknown_key_is_refused_with_its_path_and_the_nearest_known_one",
+    ),
+    # data
+    Break(
+        "data/masks.py",
+        "return _scattered(rng, (views, times)) if given.all() else given",
+        "return given",
+        MASKS + "never_is_every_cell_given_at_any_size_and_kind[1]",
+    ),
+    Break(
+        "data/pipeline.py",
+        "+ process * share + place",
+        "+ place",
+        PIPELINE + "parts_of_all_processes_concatenate_to_the_batch_of_one_process[2-grid]",
+    ),
+    Break(
+        "data/pipeline.py",
+        "range(start_step * share,",
+        "range(start_step,",
+        PIPELINE + "batch_of_a_step_is_the_same_wherever_the_run_starts[grid]",
+    ),
+]
+
+
+def copy_tree(folder: Path) -> Path:
+    """A copy of what the tests need; without compiled files, which could stand in for a broken source."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "assets")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def pytest(tree: Path, *tests: str) -> subprocess.CompletedProcess:
+    """Runs tests of a copy in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "--durations=0", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(tree / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    nodes = [f"tests/{test}" for test in tests]
+    return subprocess.run([*command, *nodes], cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def verdict(tree: Path, one: Break) -> str:
+    """`caught`, or what happened instead."""
+    path = tree / "fourreal" / one.file
+    text = path.read_text()
+    if text.count(one.old) != 1:
+        return f"the fragment occurs {text.count(one.old)} times"
+    try:
+        path.write_text(text.replace(one.old, one.new))
+        done = pytest(tree, one.test)
+    finally:
+        path.write_text(text)
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-200:]
+    if done.returncode == 1 and re.match(r"1 failed\b", summary) and "error" not in summary:
+        return "caught"
+    return f"not caught: {summary}"
+
+
+def run_all(breaks: list[Break]) -> dict[Break, str]:
+    """The verdict on every break; raises RuntimeError if a named test fails on unbroken code."""
+    with tempfile.TemporaryDirectory() as temporary:
+        trees: Queue[Path] = Queue()
+        for worker in range(WORKERS):
+            trees.put(copy_tree(Path(temporary) / str(worker)))
+        halves = [sorted({one.test for one in breaks})[worker::WORKERS] for worker in range(WORKERS)]
+
+        def with_tree(work, argument):
+            tree = trees.get()
+            try:
+                return work(tree, argument)
+            finally:
+                trees.put(tree)
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for done in pool.map(lambda tests: with_tree(lambda tree, t: pytest(tree, *t), tests), halves):
+                if done.returncode != 0:
+                    raise RuntimeError(f"named tests fail on unbroken code:\n{done.stdout[-3000:]}{done.stderr[-500:]}")
+            verdicts = pool.map(lambda one: with_tree(verdict, one), breaks)
+            return dict(zip(breaks, verdicts, strict=True))
+
+
+def main() -> None:
+    """Prints a table and exits with 1 if a break went unnoticed."""
+    verdicts = run_all(BREAKS)
+    for one, found in verdicts.items():
+        print(f"{found:<10} {one.file:<22} {' '.join(one.old.split())}  ->  {one.new or '(nothing)'}")
+    caught = sum(found == "caught" for found in verdicts.values())
+    print(f"{caught} of {len(verdicts)} breaks caught")
+    sys.exit(caught != len(verdicts))
+
+
+if __name__ == "__main__":
+    main()

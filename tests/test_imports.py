@@ -1,0 +1,71 @@
+"""Imports are quick, light, and touch no device."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("tensorflow", "torch", "tensorflow_datasets", "grain", "orbax", "panda3d")
+
+
+def best_of_three(*arguments: str) -> tuple[float, str]:
+    """Seconds and output; the best, since other programs may hold the machine's cores."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        times.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    return min(times), done.stdout
+
+
+REPORT = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+
+
+def test_help_of_the_command_line_takes_under_two_seconds():
+    seconds, text = best_of_three("-m", "fourreal", "--help")
+    assert "train" in text and "sample" in text
+    assert seconds < 2
+
+
+def test_importing_the_grid_model_takes_under_three_seconds_and_nothing_heavy():
+    seconds, loaded = best_of_three("-c", f"from fourreal.models import GridDiT\n{REPORT}")
+    assert seconds < 3
+    assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fourreal.cli, contextlib, io\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): fourreal.cli.main(['--help'])",
+        "import fourreal.config, fourreal.diffusion.samplers, fourreal.data.pipeline",
+    ],
+)
+def test_help_and_the_library_import_nothing_heavy(code):
+    _, loaded = best_of_three("-c", f"{code}\n{REPORT}")
+    assert loaded.strip() == "[]"
+
+
+def test_training_imports_neither_tensorflow_nor_torch():
+    code = "import fourreal.training.loop, sys; print([n for n in ('tensorflow', 'torch') if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_importing_everything_touches_no_device():
+    code = (
+        "import fourreal, fourreal.models, fourreal.diffusion.samplers, fourreal.config, fourreal.training.loop\n"
+        "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,49 @@
+"""FLOPs against counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fourreal.models import GridDiTConfig
+from fourreal.models.build import make_forward, split_model
+from fourreal.training.cost import compiled_bytes, matmul_flops
+
+
+def test_a_matmul_costs_two_flops_a_multiply_add():
+    a, b = np.zeros((3, 4, 5), np.float32), np.zeros((3, 5, 7), np.float32)
+    assert matmul_flops(jnp.matmul, a, b) == 2 * 3 * 4 * 5 * 7
+    assert matmul_flops(lambda a, b: jnp.einsum("bij,bjk->ik", a, b), a, b) == 2 * 4 * 7 * 3 * 5
+
+
+def test_body_of_a_scan_counts_as_often_as_it_runs_also_under_jit_and_checkpoint():
+    x, w = np.zeros((4, 8), np.float32), np.zeros((6, 8, 8), np.float32)
+    layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
+    assert matmul_flops(jax.jit(lambda x, w: jax.lax.scan(layer, x, w)[0]), x, w) == 6 * 2 * 4 * 8 * 8
+
+
+def test_gradient_of_a_linear_map_costs_twice_its_value():
+    x, w = np.zeros((4, 8), np.float32), np.zeros((8, 8), np.float32)
+    assert matmul_flops(jax.grad(lambda w, x: jnp.sum((x @ w) ** 2), argnums=(0, 1)), w, x) == 3 * 2 * 4 * 8 * 8
+
+
+def test_model_costs_what_its_layers_cost_by_hand(tiny):
+    """Two streams of a soft-synced grid, 2 x 3 cells of 4 x 4 pixels: 4 tokens a cell."""
+    base, grid = tiny.config(), GridDiTConfig("soft", readout="time")
+    views, times, tokens, d, m, patch = 2, 3, 4, base.width, base.mlp_width, 2 * 2 * 3
+    cells, n = views * times, views * times * tokens
+    embed_and_head = 2 * n * patch * d * 2
+    time = 2 * cells * (base.frequency_width * d + d * d + d * 6 * d + d * 4 * d)  # and the sync's projection
+    linear = 2 * n * (4 * d * d + 2 * d * m)
+    attention_t = 2 * 2 * views * (times * tokens) ** 2 * d
+    attention_v = 2 * 2 * times * (views * tokens) ** 2 * d
+    sync = 2 * 2 * n * 2 * d * d
+    expected = embed_and_head + time + base.depth * (2 * linear + attention_t + attention_v + sync)
+    graph, shapes = split_model(base, grid)
+    x, sigma = np.zeros((1, views, times, 4, 4, 3), np.float32), np.zeros((1,), np.float32)
+    assert matmul_flops(make_forward(graph), shapes, x, sigma) == expected
+
+
+def test_compiled_memory_holds_at_least_the_arguments():
+    compiled = jax.jit(lambda x: x @ x).lower(np.zeros((64, 64), np.float32)).compile()
+    found = compiled_bytes(compiled)
+    assert found["arguments"] == 64 * 64 * 4 and found["total"] >= 2 * 64 * 64 * 4

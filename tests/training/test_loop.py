@@ -1,0 +1,343 @@
+"""The training loop on tiny grids in memory: what a run leaves, and that a stopped run goes on as if it never stopped.
+
+The runs share compiled programs through JAX's compilation cache, since compiling is nearly all of their time.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from fourreal.config import ModelSpec, TrainConfig, from_json, to_json
+from fourreal.data import pipeline
+from fourreal.data.masks import MaskMix
+from fourreal.data.pipeline import PipelineConfig
+from fourreal.diffusion.flow import SigmaConfig
+from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.models.build import fresh_params, split_model
+from fourreal.models.weights import fit_weights, flat_names, read_config, read_weights
+from fourreal.training import loop
+from fourreal.training.checkpoint import Checkpoints, shapes_of
+from fourreal.training.loop import Start, run
+from fourreal.training.optimizer import OptimConfig
+from fourreal.training.state import fresh_state
+
+VIEWS, TIMES, SIZE, STEPS = 2, 3, 4, 6
+BASE = VideoDiTConfig(width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, hints=True)
+# attention: some parameters frozen, some not; two steps an update: stopping after 3 leaves half an update behind
+GRID = TrainConfig(
+    name="grid",
+    model=BASE,
+    data=PipelineConfig(views=VIEWS, times=TIMES, batch_size=2, masks=MaskMix(none=0.0)),
+    optim=OptimConfig(lr=0.01, warmup=0, accumulate=2, ema=0.5),
+    trains="attention",
+    steps=STEPS,
+    eval_every=3,
+    eval_grids=3,
+    save_every=2,
+    log_every=1,
+)
+CLIPS = dataclasses.replace(
+    GRID,
+    name="clips",
+    data=dataclasses.replace(GRID.data, kind="clip", clip_contexts=(0.4, 0.3, 0.3)),
+    optim=OptimConfig(lr=0.01, warmup=0),
+    trains="all",
+    eval_every=0,
+)
+
+
+def grids_in_memory() -> list[dict]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "frames": rng.integers(0, 256, (3, 4, SIZE, SIZE, 3), np.uint8),
+            "K": np.ones((3, 3, 3), np.float32),
+            "c2w": np.ones((3, 4, 4), np.float32),
+            "index": np.int64(index),
+        }
+        for index in range(5)
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_memory(tmp_path_factory):
+    """Grids without a data set on disk, and one compilation cache for all runs."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_open", lambda config, split, source: grids_in_memory())
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_disable_most_optimizations", True)
+        compilation_cache.reset_cache()
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def unbroken(in_memory, tmp_path_factory) -> Path:
+    """The folder of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    run(GRID, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(in_memory, tmp_path_factory) -> Path:
+    """The folder of a base trained on clips."""
+    folder = tmp_path_factory.mktemp("runs") / "clips"
+    run(CLIPS, folder)
+    return folder
+
+
+def state_of(folder: Path, config: TrainConfig = GRID) -> dict:
+    """The newest checkpoint, flat by path."""
+    shapes = jax.eval_shape(lambda: fresh_state(fresh_params(config.model, config.grid, 0), config))
+    checkpoints = Checkpoints(folder)
+    state = checkpoints.restore(shapes_of(shapes))
+    checkpoints.close()
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Parameters, average, optimizer and written numbers, bit for bit."""
+    assert lines_of(folder) == lines_of(expected)
+    found, wanted = state_of(folder), state_of(expected)
+    assert found.keys() == wanted.keys() and int(found["['step']"]) == STEPS
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    found, wanted = (read_weights(path / "weights") for path in (folder, expected))
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def signalled_at(monkeypatch, place: int) -> None:
+    """Sends this process SIGTERM when the loop takes its batch number `place`."""
+    batches = pipeline.grid_batches
+
+    class Signalling:
+        def __init__(self, *arguments, **options):
+            self.batches, self.taken = batches(*arguments, **options), options["start_step"]
+
+        def __next__(self):
+            self.taken += 1
+            if self.taken == place:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return next(self.batches)
+
+        def close(self):
+            self.batches.close()
+
+    monkeypatch.setattr(loop, "grid_batches", Signalling)
+
+
+def test_run_writes_metrics_sheets_weights_and_its_config(unbroken):
+    lines = [json.loads(line) for line in lines_of(unbroken)]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5, 6]
+    validations = [line for line in lines if "validation/psnr_all" in line]
+    assert [line["step"] for line in validations] == [3, 6]
+    for line in validations:
+        buckets = [line[f"validation/loss_sigma_{sigma}"] for sigma in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        assert np.isfinite([*buckets, line["validation/psnr_all"], line["validation/psnr_moving"]]).all()
+    for step in (3, 6):
+        assert Image.open(unbroken / "sheets" / f"{step:07d}.png").size[0] > 100
+    assert from_json(TrainConfig, json.loads((unbroken / "config.json").read_text())) == GRID
+    assert list((unbroken / "tensorboard").iterdir())
+
+
+def test_weights_of_a_run_are_its_average_in_the_config_of_their_model(unbroken):
+    spec = from_json(ModelSpec, read_config(unbroken / "weights"))
+    assert spec == ModelSpec(BASE, GridDiTConfig(), SigmaConfig(), VIEWS, TIMES, SIZE)
+    weights = flat_names(
+        fit_weights(read_weights(unbroken / "weights"), split_model(spec.model, spec.grid)[1], "the run")
+    )
+    state = state_of(unbroken)
+    for name, value in weights.items():
+        path = "".join(f"['{part}']" for part in name.split("."))
+        part = state.get("['ema']" + path, state.get("['frozen']" + path))
+        np.testing.assert_allclose(value, part, rtol=2**-8, err_msg=name)  # rounded to bf16
+
+
+def test_frozen_parameters_of_a_run_stay_at_their_initial_values(unbroken):
+    initial = flat_names(fresh_params(BASE, GridDiTConfig(), GRID.seed))
+    state = state_of(unbroken)
+    frozen = [path for path in state if path.startswith("['frozen']")]
+    assert frozen
+    for path in frozen:
+        name = path.removeprefix("['frozen']").replace("']['", ".").strip("[']")
+        np.testing.assert_array_equal(state[path], initial[name])
+
+
+def test_run_stopped_by_sigterm_saves_and_resumes_as_if_never_stopped(unbroken, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        signalled_at(patch, 4)  # taken while step 3 runs: 3 is no multiple of save_every
+        run(GRID, tmp_path / "run")
+    assert "stopped by a signal after 3 steps" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in lines_of(tmp_path / "run")] == [1, 2, 3, 3]
+    assert (tmp_path / "run" / "weights").is_dir()
+    run(GRID, tmp_path / "run", Start(resume=True))
+    assert "resumed after 3 steps" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+KILLED = """
+import json, os, sys
+from fourreal.config import TrainConfig, from_json
+from fourreal.data import pipeline
+from fourreal.training import loop
+sys.path.insert(0, sys.argv[3])
+import test_loop
+pipeline._open = lambda config, split, source: test_loop.grids_in_memory()
+write = loop.MetricsWriter.write
+def kill_after_step_5(self, step, values):
+    write(self, step, values)
+    if step == 5:
+        os._exit(9)
+loop.MetricsWriter.write = kill_after_step_5
+loop.run(from_json(TrainConfig, json.loads(sys.argv[1])), loop.Path(sys.argv[2]))
+"""
+
+
+def test_run_killed_without_warning_resumes_as_if_never_killed(unbroken, tmp_path):
+    """After step 5 with a checkpoint of 4 or, if that was still being written, of 2: later lines are written anew."""
+    folder, here = tmp_path / "run", Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(to_json(GRID)), str(folder), str(here)],
+        env=os.environ | {"PYTHONPATH": str(here.parents[1]), "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 9, done.stderr
+    assert [json.loads(line)["step"] for line in lines_of(folder)] == [1, 2, 3, 3, 4, 5]
+    run(GRID, folder, Start(resume=True))
+    assert_same_run(folder, unbroken)
+
+
+def test_half_written_last_line_of_metrics_does_not_hinder_resuming(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "train/lo')
+    run(GRID, folder, Start(resume=True))
+    assert lines_of(folder) == lines_of(unbroken)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    run(GRID, folder, Start(resume=True))
+    assert_same_run(folder, unbroken)
+
+
+def test_run_with_another_model_does_not_resume(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    other = dataclasses.replace(GRID, model=dataclasses.replace(BASE, width=24))
+    with pytest.raises(ValueError, match="does not fit this config"):
+        run(other, folder, Start(resume=True))
+
+
+def test_existing_folder_is_refused_and_left_alone(unbroken):
+    before = lines_of(unbroken)
+    with pytest.raises(ValueError, match=r"--resume to go on, --overwrite to delete it"):
+        run(GRID, unbroken)
+    assert lines_of(unbroken) == before
+
+
+def test_overwrite_starts_from_nothing(unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    (folder / "old").touch()
+    run(GRID, folder, Start(overwrite=True))
+    assert not (folder / "old").exists()
+    assert_same_run(folder, unbroken)
+
+
+def test_overwrite_leaves_a_folder_that_is_no_run(tmp_path):
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ValueError, match="is no run's folder"):
+        run(GRID, tmp_path, Start(overwrite=True))
+    assert (tmp_path / "photo.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "text"),
+    [
+        (Start(resume=True), FileNotFoundError, "no run in"),
+        (Start(resume=True, overwrite=True), ValueError, "contradict"),
+        (Start(init_from="nowhere"), FileNotFoundError, "no checkpoint 'nowhere'"),
+    ],
+)
+def test_start_that_cannot_be_is_refused_without_leaving_a_folder(tmp_path, start, error, text):
+    with pytest.raises(error, match=text):
+        run(GRID, tmp_path / "run", start)
+    assert not (tmp_path / "run").exists()
+
+
+def test_base_trains_on_clips_of_every_context(clips):
+    lines = [json.loads(line) for line in lines_of(clips)]
+    assert np.isfinite([line["train/loss"] for line in lines if "train/loss" in line]).all()
+    spec = from_json(ModelSpec, read_config(clips / "weights"))
+    assert spec.grid is None
+    fit_weights(read_weights(clips / "weights"), split_model(BASE, None)[1], "the base")
+
+
+def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = dataclasses.replace(GRID, trains="sync", optim=CLIPS.optim)
+    run(config, folder, Start(init_from=str(clips)))
+    assert "fresh: sigma_projection, sync" in capsys.readouterr().out
+    base = read_weights(clips / "weights")
+    frozen = {path: value for path, value in state_of(folder, config).items() if path.startswith("['frozen']")}
+    for path, value in frozen.items():
+        np.testing.assert_array_equal(value, base[path.removeprefix("['frozen']").replace("']['", ".").strip("[']")])
+    assert len(frozen) > 10
+
+
+def test_weights_of_another_base_are_refused(clips, tmp_path):
+    other = dataclasses.replace(GRID, model=dataclasses.replace(BASE, mlp_width=24))
+    with pytest.raises(ValueError, match=r"--init-from .* tensor base\.blocks\.mlp.* this config needs"):
+        run(other, tmp_path / "run", Start(init_from=str(clips)))
+
+
+def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(tmp_path, monkeypatch):
+    step = loop.make_train_step
+
+    def broken_at_3(forward, config):
+        good = step(forward, config)
+
+        def train_step(state, batch, **conditions):
+            bad = jax.numpy.where(state["step"] == 2, jax.numpy.nan, 0.0)
+            spoiled = state | {"params": jax.tree.map(lambda p: p + bad, state["params"])}
+            new, metrics = good(spoiled, batch, **conditions)
+            kept = {
+                k: jax.tree.map(lambda n, o: jax.numpy.where(bad == 0, n, o), new[k], state[k]) for k in ("params",)
+            }
+            return new | kept, metrics
+
+        return train_step
+
+    monkeypatch.setattr(loop, "make_train_step", broken_at_3)
+    config = dataclasses.replace(GRID, optim=CLIPS.optim, save_every=100, eval_every=0)
+    with pytest.raises(FloatingPointError, match=r"step 3: loss nan.*last good parameters are saved"):
+        run(config, tmp_path / "run")
+    saved = state_of(tmp_path / "run", config)
+    assert all(np.isfinite(value).all() for value in saved.values())
