@@ -2,13 +2,15 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: sample test lint clean
+.PHONY: sample test setup lint clean
 
 sample: .venv/runtime
 	.venv/bin/python sample.py --checkpoint nano --out out/sample --overwrite
 
 test: .venv/dev lint
 	.venv/bin/python -m pytest
+
+setup: .venv/dev
 
 lint: .venv/dev
 	.venv/bin/ruff check .

@@ -13,8 +13,9 @@ import time
 import jax
 import numpy as np
 
-from fourreal.config import ModelSpec, load_config
+from fourreal.config import load_config
 from fourreal.models.build import fresh_params, make_forward, split_model
+from fourreal.models.checkpoints import ModelSpec
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.state import fresh_state
@@ -41,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
 
     config = load_config(options.config)
-    spec = ModelSpec(config.model, config.grid, config.sigma, config.data.views, config.data.times, options.size)
+    spec = ModelSpec(config.model, config.grid, config.data.views, config.data.times, options.size)
     shape = (config.data.views, config.data.times, options.size, options.size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     given = np.zeros(shape[:2], bool)

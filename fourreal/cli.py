@@ -35,6 +35,13 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
             print(f"fourreal {__version__}")
             sys.exit(0)
         words = 2 if any(known.startswith(argv[0] + " ") for known in VERBS) else 1
+        if words == 2 and argv[1:2] in ([], ["-h"], ["--help"]):
+            print(
+                "\n".join(
+                    f"fourreal {known:<12} {line}" for known, (*_, line) in VERBS.items() if known.startswith(argv[0])
+                )
+            )
+            sys.exit(0 if argv[1:] else 2)
         verb, argv = " ".join(argv[:words]), argv[words:]
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
@@ -46,11 +53,14 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
         print(f"fourreal {verb}: interrupted", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        if os.environ.get("FOURREAL_TRACEBACK"):
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if os.environ.get("FOURREAL_TRACEBACK") or (missing or "").startswith("fourreal"):
             raise
         message = " ".join(str(error).split())
-        if isinstance(error, ModuleNotFoundError):
-            message = f"the package '{error.name}' is not installed: pip install 'fourreal[train,render]'"
+        if missing:
+            message = (
+                f"the package '{missing}' is not installed: make setup, or pip install -e '.[train,render]', brings it"
+            )
         fail(f"fourreal {verb}", message, code=1 if isinstance(error, FloatingPointError) else 2)
 
 

@@ -1,4 +1,4 @@
-"""The settings of a training run, composed of the dataclasses that each module owns; config files and the JSON round trip.
+"""The settings of a training run, composed of the dataclasses that each module owns, and the config files that hold them.
 
 A config file is a Python file that sets `CONFIG = TrainConfig(...)`. Only a config that the user names is ever executed; what
 a run or a checkpoint stores is JSON.
@@ -7,18 +7,14 @@ a run or a checkpoint stores is JSON.
 import dataclasses
 import difflib
 import runpy
-import types
-import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from fourreal.data.pipeline import PipelineConfig
 from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.training.optimizer import OptimConfig
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +36,7 @@ class TrainConfig:
     trains: Literal["all", "attention", "sync"] = "all"
     """which parameters train: all, the self-attention and sync, or only the sync layers with what conditions the base"""
     steps: int = 1000
-    """training steps; one reads one batch"""
+    """training steps, one batch each; the learning rate decays over all of them"""
     seed: int = 0
     """of the parameters and of the noise"""
     eval_every: int = 200
@@ -56,26 +52,10 @@ class TrainConfig:
         for field, least in (("steps", 1), ("eval_grids", 1), ("save_every", 1), ("log_every", 1), ("eval_every", 0)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}: give {least} or more")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: give 0 to 2^32 - 1")
         if self.trains != "all" and self.data.kind == "clip":
             raise ValueError(f"trains is '{self.trains}' with data.kind 'clip': the base on clips trains 'all'")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """What a folder of weights says about its model: all that sampling needs."""
-
-    model: VideoDiTConfig
-    """the base"""
-    grid: GridDiTConfig | None
-    """the fusion; none for a base alone"""
-    sigma: SigmaConfig
-    """noise levels of training; sampling takes the shift"""
-    views: int
-    """views of a grid as trained"""
-    times: int
-    """times of a grid as trained"""
-    size: int
-    """height and width of a frame as trained, in pixels"""
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -93,41 +73,3 @@ def load_config(path: str | Path) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{path} sets no CONFIG = TrainConfig(...)")
     return config
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists and numbers."""
-    return dataclasses.asdict(config)
-
-
-def from_json(kind: type[T], values: Any, where: str = "") -> T:
-    """A config of dataclass `kind` from `to_json`'s form; an unknown or missing key raises ValueError naming it."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where or kind.__name__}: expected an object of {kind.__name__}, found {values!r}")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in values:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            raise ValueError(f"unknown key '{where}{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{kind.__name__} lacks the key '{where}{missing[0]}'")
-    return kind(**{key: _value(hints[key], value, f"{where}{key}.") for key, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """One value as its type hint has it: nested dataclasses, optional ones, and lists as tuples."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        if dataclasses.is_dataclass(option):
-            return from_json(option, value, where)
-    if isinstance(value, list):
-        return tuple(value)
-    return value

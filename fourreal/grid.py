@@ -6,9 +6,11 @@ video is `x[:, :, t0]`; both are clips `[b, f, h, w, c]`. `given[b, v, t]` is Tr
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+CONTEXTS = ("dynamic", "freeze_time", "image")  # kinds of clips: fixed view, freeze time, a single frame
 HINT_PICTURES = 2  # the nearest given frame of the same view, and of the same time
 
 
@@ -51,13 +53,18 @@ def grid_hints(grid: Float[Array, "b v t h w c"], given: Bool[Array, "b v t"]) -
 
 
 def cell_sigma(
-    sigma: Float[Array, "b"] | Float[Array, "b *cells"], given: Bool[Array, "b *cells"] | None, cells: tuple[int, ...]
+    sigma: Float[Array, "b"] | Float[Array, "b *cells"], given: Bool[Array, "b *cells"]
 ) -> Float[Array, "b *cells"]:
     """The noise level of every cell: `sigma` (one an example or one a cell), and 0 where the clean frame is given."""
     if sigma.ndim == 1:
-        sigma = sigma.reshape(sigma.shape + (1,) * len(cells))
-    sigma = jnp.broadcast_to(sigma.astype(jnp.float32), sigma.shape[:1] + cells)
-    return sigma if given is None else jnp.where(given, 0.0, sigma)
+        sigma = jnp.expand_dims(sigma, tuple(range(1, given.ndim)))
+    return jnp.where(given, 0.0, sigma.astype(jnp.float32))
+
+
+def even_cut(stored: int, wanted: int) -> np.ndarray:
+    """`wanted` positions out of `stored`, from 0, at the largest stride that fits."""
+    stride = 1 if wanted == 1 else (stored - 1) // (wanted - 1)
+    return stride * np.arange(wanted)
 
 
 def to_unit(frames: jax.Array) -> jax.Array:

@@ -19,8 +19,8 @@ import numpy as np
 from fourreal.data.assets import Assets
 from fourreal.data.render import check_shape, render_scene
 from fourreal.data.scenes import sample_scene
+from fourreal.evaluation.metrics import moving_mask
 
-MOVING_LEVELS = 12  # a pixel moves if some channel changes by more than this over time
 LEAST_MOVING = 0.03
 LEAST_SUBJECT = 0.05
 MOST_CUT = 0.1
@@ -45,9 +45,8 @@ class GridRequest:
 
 
 def moving_share(frames: np.ndarray) -> float:
-    """The share of pixels of uint8 [v, t, h, w, 3] that move: max - min over time above MOVING_LEVELS in some channel."""
-    change = frames.max(1).astype(np.int16) - frames.min(1)
-    return float((change > MOVING_LEVELS).any(-1).mean())
+    """The share of pixels of uint8 [v, t, h, w, 3] that move: see `evaluation/metrics.py`."""
+    return float(moving_mask(frames).mean())
 
 
 def flaw(grid: dict[str, np.ndarray]) -> str | None:

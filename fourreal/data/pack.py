@@ -65,6 +65,8 @@ class BuildPack:
             raise FileNotFoundError(f"no game data under {data}: unpack megaglest-data there with dpkg -x")
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"{self.out} exists already: name another --out or pass --overwrite")
+        if self.out.exists() and any(self.out.iterdir()) and not (self.out / "manifest.json").is_file():
+            raise ValueError(f"{self.out} is no pack, so --overwrite leaves it: name another --out")
         building = self.out.with_name(self.out.name + ".incomplete")
         shutil.rmtree(building, ignore_errors=True)
         (building / "grounds").mkdir(parents=True)

@@ -20,11 +20,11 @@ import numpy as np
 from einops import rearrange
 
 from fourreal.data.masks import ClipMaskMix, MaskMix, sample_given, sample_given_clip
+from fourreal.grid import CONTEXTS, even_cut
 
 Source = Sequence[dict[str, Any]]
 Batch = dict[str, Any]
 
-CONTEXTS = ("dynamic", "freeze_time", "image")
 _ORDER, _CONTEXT, _CUT, _MASK = range(4)  # purposes of the random generators
 
 
@@ -133,8 +133,8 @@ def evaluation_batches(
     if not 0 < count <= len(source):
         raise ValueError(f"split '{split}' has {len(source)} grids, not {count}: ask for 1 to {len(source)}")
     stored_views, stored_times = source[0]["frames"].shape[:2]
-    views = _spread(stored_views, config.views)
-    times = _spread(stored_times, config.times)
+    views = even_cut(stored_views, config.views)
+    times = even_cut(stored_times, config.times)
     for start in range(0, count, config.batch_size):
         places = np.arange(start, start + config.batch_size)
         weight = (places < count).astype(np.float32)
@@ -199,11 +199,6 @@ def _axis(rng: np.random.Generator, stored: int, wanted: int, max_stride: int, r
     offset = int(rng.integers(stored - stride * (wanted - 1)))
     positions = offset + stride * np.arange(wanted)
     return positions[::-1] if rng.random() < reverse else positions
-
-
-def _spread(stored: int, wanted: int) -> np.ndarray:
-    """Positions from 0 with the largest stride that fits."""
-    return np.arange(wanted) * (1 if wanted == 1 else (stored - 1) // (wanted - 1))
 
 
 def _firsts(views: int, times: int) -> np.ndarray:

@@ -46,6 +46,8 @@ class Render:
             raise ValueError(f"the splits {counts} hold no grids: ask for at least one")
         if self.out.exists() and not self.overwrite:
             raise FileExistsError(f"{self.out} exists already: name another --out or pass --overwrite")
+        if self.out.exists() and any(self.out.iterdir()) and not (self.out / "dataset_info.json").is_file():
+            raise FileExistsError(f"{self.out} is no data set, so --overwrite leaves it: name another --out")
         assets = Assets(self.assets)
         streams = {}
         for split, count in counts.items():

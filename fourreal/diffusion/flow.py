@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-SIGMA_FLOOR = 0.05  # also the smallest sigma drawn in training: below it an x0-model's velocity is only scaled noise
+SIGMA_FLOOR = 0.05  # also the smallest sigma drawn in training: below it, u of an x0-model is its error, much enlarged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,12 @@ def shift_sigma(sigma: jax.Array, shift: float) -> jax.Array:
 
 
 def sample_sigma(key: jax.Array, config: SigmaConfig) -> Float[Array, ""]:
-    """One training noise level in (0, 1)."""
+    """One training noise level, from SIGMA_FLOOR to 1."""
     if config.distribution == "uniform":
         sigma = jax.random.uniform(key)
     else:
         sigma = jax.nn.sigmoid(config.mean + config.std * jax.random.normal(key))
-    return shift_sigma(sigma, config.shift)
+    return jnp.maximum(shift_sigma(sigma, config.shift), SIGMA_FLOOR)
 
 
 def per_cell(sigma: Float[Array, "*cells"]) -> Float[Array, "*cells 1 1 1"]:

@@ -10,7 +10,6 @@ branches run as one batch.
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -51,7 +50,7 @@ def guided_clean(
     path from `x0_given` to `eps`, and as unknown. `null_text` is what the model was trained with for "no text".
     """
     active = branches(guidance, text is not None)
-    batch, cells = x.shape[0], given.shape[1:]
+    batch = x.shape[0]
     noised = interpolate(x0_given, eps, jnp.broadcast_to(sigma, given.shape))
     inputs, masks, prompts = [], [], []
     for _, with_given, with_text in active:
@@ -62,6 +61,6 @@ def guided_clean(
     joined, mask = jnp.concatenate(inputs), jnp.concatenate(masks)
     level = jnp.full((len(active) * batch,), sigma)
     output = model(joined, level, mask, **({"text": jnp.concatenate(prompts)} if prompts else {}))
-    x0 = clean(output, joined, cell_sigma(level, mask, cells), prediction)
-    weights = jnp.asarray([weight for weight, _, _ in active])
-    return jnp.einsum("k,k...->...", weights, x0.reshape(len(active), *x.shape), precision=jax.lax.Precision.HIGHEST)
+    x0 = clean(output, joined, cell_sigma(level, mask), prediction)
+    parts = jnp.split(x0, len(active))
+    return sum(weight * part for (weight, _, _), part in zip(active, parts, strict=True))

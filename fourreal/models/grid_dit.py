@@ -91,11 +91,12 @@ class GridDiT(nnx.Module):
             text: embedded prompt; only for a base with text.
         """
         check_frames(grid, self.base.config)
-        sigma = axes.cell_sigma(sigma, given, grid.shape[1:3])
-        if self.base.config.hints and hints is None and given is not None:
+        given = jnp.zeros(grid.shape[:3], bool) if given is None else given
+        sigma = axes.cell_sigma(sigma, given)
+        if self.base.config.hints and hints is None:
             hints = axes.grid_hints(grid, given)
         x = self.base.embed(grid, given, hints)
-        temb, six = self.base.time_embed.modulation(sigma, self.base.time_projection)
+        temb, six = self.base.modulation(sigma)
         text = self.base.embed_text(text)
         if text is not None:
             text = text[:, None]  # one prompt for all clips of a grid

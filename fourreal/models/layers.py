@@ -77,7 +77,7 @@ def rotate(x: Float[Array, "*lead f s h e"], angles: Float[np.ndarray, "*f s e/2
     cos, sin = (np.repeat(trig(angles), 2, axis=-1)[..., None, :] for trig in (np.cos, np.sin))
     x = x.astype(jnp.float32)
     even, odd = x[..., 0::2], x[..., 1::2]
-    turned = jnp.stack([-odd, even], axis=-1).reshape(x.shape)
+    turned = rearrange([-odd, even], "pair ... half -> ... (half pair)")
     return x * cos + turned * sin
 
 
@@ -145,7 +145,9 @@ class Block(nnx.Module):
         text: Float[Array, "*lead l d"] | None = None,
         attention: Callable = clip_attention,
     ) -> Float[Array, "*lead f s d"]:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.moveaxis(six + self.modulation[...], -2, 0)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rearrange(
+            six + self.modulation[...], "... six d -> six ... d"
+        )
         x = x + gate_1[..., None, :] * self.attention(modulate(x, shift_1, scale_1), angles, attention)
         if text is not None:
             x = x + self.cross_attention(self.cross_norm(x), text)

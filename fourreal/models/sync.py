@@ -12,10 +12,9 @@ W, bias and the projection start at zero, so a fresh layer is its fixed mix: a =
 fp32: a residual stream that goes through a bf16 matmul every layer drifts.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -35,7 +34,7 @@ class SigmaProjection(nnx.Module):
 
     def __call__(self, temb: Float[Array, "b v t d"]) -> Float[Array, "b v t 2 2 d"]:
         out = self.linear(jax.nn.silu(temb))
-        return out.reshape(*out.shape[:-1], 2, 2, -1)  # (shift, scale), (view, time), d
+        return rearrange(out, "... (kind stream d) -> ... kind stream d", kind=2, stream=2)  # kind: shift, scale
 
 
 class ModLinear(nnx.Module):
@@ -55,10 +54,10 @@ class ModLinear(nnx.Module):
         shift_scale: Float[Array, "*cells 2 2 d"],
         output: int,
     ) -> Float[Array, "*cells s d"]:
-        shift, scale = jnp.moveaxis((shift_scale + self.modulation[...])[..., None, :], -4, 0)  # [..., 2, 1, d]
+        shift, scale = rearrange(shift_scale + self.modulation[...], "... kind stream d -> kind stream ... 1 d")
         total = self.bias[output]
         for stream, y in ((VIEW, y_v), (TIME, y_t)):
-            z = y * (1 + scale[..., stream, :, :]) + shift[..., stream, :, :]
+            z = y * (1 + scale[stream]) + shift[stream]
             kernel = self.kernel[stream, :, output].astype(self.dtype)
             total = total + jnp.matmul(z.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
         return total
@@ -100,4 +99,4 @@ class HardSync(nnx.Module):
 
 def make_sync(fusion: str, init: str, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
     """One synchronization layer of a kind with its initial mix."""
-    return functools.partial(SoftSync if fusion == "soft" else HardSync, width, init, dtype=dtype)(rngs=rngs)
+    return (SoftSync if fusion == "soft" else HardSync)(width, init, dtype=dtype, rngs=rngs)

@@ -21,16 +21,17 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from fourreal import grid as axes
+from fourreal.grid import CONTEXTS
 from fourreal.models import layers
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "attention_out"]
-CONTEXTS = ("dynamic", "freeze_time", "image")
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -98,7 +99,7 @@ class Head(nnx.Module):
             )
 
     def __call__(self, x: Float[Array, "*lead s d"], temb: Float[Array, "*lead d"]) -> Float[Array, "*lead s k"]:
-        shift, scale = jnp.moveaxis(temb[..., None, :] + self.modulation[...], -2, 0)
+        shift, scale = rearrange(temb[..., None, :] + self.modulation[...], "... two d -> two ... d")
         x = layers.modulate(x, shift, scale)
         return jnp.concatenate([self.out(x), self.hint_gate(x)], axis=-1) if self.copies else self.out(x)
 
@@ -152,12 +153,13 @@ class VideoDiT(nnx.Module):
         """
         check_frames(clip, self.config)
         frames = clip.shape[1]
-        sigma = axes.cell_sigma(sigma, given, clip.shape[1:2])
-        if self.config.hints and hints is None and given is not None:
+        given = jnp.zeros(clip.shape[:2], bool) if given is None else given
+        sigma = axes.cell_sigma(sigma, given)
+        if self.config.hints and hints is None:
             own, none = axes.clip_hints(clip, given), jnp.zeros((*clip.shape[:-1], clip.shape[-1] + 1), clip.dtype)
             hints = jnp.stack([none, own] if context == "freeze_time" else [own, none], axis=2)
         x = self.embed(clip, given, hints)
-        temb, six = self.time_embed.modulation(sigma, self.time_projection)
+        temb, six = self.modulation(sigma)
         angles = self.angles(np.arange(frames), clip.shape[2:4])
         text = self.embed_text(text)
         six = self.add_context(six, context)
@@ -168,17 +170,15 @@ class VideoDiT(nnx.Module):
         x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
         return self.decode(self.head(x, temb), clip.shape[2], hints)
 
-    def embed(self, frames: jax.Array, given: jax.Array | None, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
+    def embed(self, frames: jax.Array, given: jax.Array, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
         """Tokens of frames `[..., h, w, c]`, with the given vector and the hints added; the residual stream is fp32."""
         patch = self.config.patch[1]
         x = self.patch_embed(axes.patchify(frames, patch)).astype(jnp.float32)
-        if given is not None:
-            x = x + jnp.where(given[..., None, None], self.given[...], 0)
+        x = x + jnp.where(given[..., None, None], self.given[...], 0)
         if hints is not None:
             if not self.config.hints:
                 raise ValueError("this model takes no hints; build it with VideoDiTConfig(hints=True)")
-            pictures = axes.patchify(hints, patch)  # [..., 2, s, k]: one linear map over both
-            x = x + self.hint_embed(jnp.concatenate([pictures[..., 0, :, :], pictures[..., 1, :, :]], axis=-1))
+            x = x + self.hint_embed(rearrange(axes.patchify(hints, patch), "... n s k -> ... s (n k)"))
         return x
 
     def decode(
@@ -200,6 +200,11 @@ class VideoDiT(nnx.Module):
                 "this model needs text embeddings" if text is None else "this model takes no text (text_width is None)"
             )
         return None if text is None else self.text_embed(text)
+
+    def modulation(self, sigma: Float[Array, "*lead"]) -> tuple[Float[Array, "*lead d"], Float[Array, "*lead 6 d"]]:
+        """(temb, six): the vector of the noise level, and its projection to the blocks' six vectors."""
+        temb = self.time_embed(sigma)
+        return temb, rearrange(self.time_projection(jax.nn.silu(temb)), "... (six d) -> ... six d", six=6)
 
     def add_context(self, six: jax.Array, context: str | None) -> jax.Array:
         """The blocks' six vectors with the row of the context added."""
@@ -230,12 +235,6 @@ class TimeEmbed(nnx.Module):
 
     def __call__(self, sigma: Float[Array, "*lead"]) -> Float[Array, "*lead d"]:
         return self.out(jax.nn.silu(self.in_(layers.sinusoid(1000.0 * sigma, self.in_.in_features))))
-
-    def modulation(self, sigma: jax.Array, projection: nnx.Linear) -> tuple[jax.Array, Float[Array, "*lead 6 d"]]:
-        """(temb, six): the vector itself, and its projection to the six vectors of the blocks."""
-        temb = self(sigma)
-        six = projection(jax.nn.silu(temb))
-        return temb, six.reshape(*six.shape[:-1], 6, -1)
 
 
 def check_frames(frames: jax.Array, config: VideoDiTConfig) -> None:

@@ -1,9 +1,10 @@
 """The verb `sample`: videos and pictures (or a bundled test grid) in, a sampled grid as a folder out."""
 
+import itertools
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,16 +47,18 @@ class Sample:
     """denoising steps"""
     guidance_scale: float = 1.0
     """classifier-free guidance over the given cells; 1 is none, and half the work"""
+    method: Literal["euler", "heun"] = "euler"
+    """how the flow is integrated; heun takes twice the time a step"""
     seed: int = 0
     """the noise of a cell depends on (seed, view, time) only"""
     out: Annotated[str | None, PATH] = None
-    """folder to write; by default out/NAME-seedN"""
+    """folder to write; by default a new one, out/NAME-CHECKPOINT-seedN"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace the folder if it exists"""
 
     def run(self) -> None:
         """Checks the inputs before any weights load; raises ValueError or OSError with one line."""
-        from fourreal.sampling.checkpoints import describe_checkpoint
+        from fourreal.models.checkpoints import describe_checkpoint
         from fourreal.sampling.export import check_destination
 
         if self.steps < 1:
@@ -66,7 +69,7 @@ class Sample:
         described = describe_checkpoint(self.checkpoint)
         shape = (described.views, described.times, described.size, described.size)
         inputs = self.read_inputs(shape)
-        out = out or Path(f"out/{inputs.name}-seed{self.seed}")
+        out = out or _free(Path(f"out/{inputs.name}-{Path(self.checkpoint).name}-seed{self.seed}"))
         check_destination(out, self.overwrite)
         for note in inputs.notes:
             print(note)
@@ -102,12 +105,17 @@ class Sample:
         pipe = load_pipeline(self.checkpoint)
         loaded = time.perf_counter()
         sampled = pipe(
-            inputs.frames, inputs.given, steps=self.steps, guidance_scale=self.guidance_scale, seed=self.seed
+            inputs.frames,
+            inputs.given,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            method=self.method,
+            seed=self.seed,
         )
         done = time.perf_counter()
         about = {
             "options": asdict(self),
-            "model": asdict(pipe.config) if is_dataclass(pipe.config) else pipe.config,
+            "model": asdict(pipe.config),
             "weights_hash": pipe.weights_hash,
             "notes": list(inputs.notes),
             "versions": _versions(),
@@ -120,6 +128,12 @@ class Sample:
         if table := scores(result):
             print(score_table(table, int((~inputs.given).sum())))
         print(f"open {index}")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that does not exist."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return folder if not folder.exists() else next(name for name in numbered if not name.exists())
 
 
 def _versions() -> dict[str, str]:

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from fourreal.evaluation.metrics import psnr
+from fourreal.grid import even_cut
 from fourreal.sampling.media import Crop, choose_frames, fit, natural_order, open_clip, read_frames
 
 GRIDS = Path(__file__).parents[1] / "assets" / "grids"
@@ -141,7 +142,8 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
     """A whole grid whose truth is known, with view 0 and time 0 given: a bundled one (None: the first) or an npz file.
 
     The npz holds `frames` uint8 [v, t, h, w, 3] and, if known, K [v, 3, 3] in pixels and c2w [v, 4, 4] (OpenCV). One
-    with more views or times than `shape` is thinned out evenly; pixels are brought to size and K with them.
+    with more views or times than `shape` is thinned out as in training, at the largest even stride; pixels are brought to
+    size and K with them.
     Raises FileNotFoundError for an unknown name, ValueError for a grid that is smaller or not in this form.
     """
     path = _find_grid(grid)
@@ -151,7 +153,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
     for axis, have, want in (("views", frames.shape[0], views), ("times", frames.shape[1], times)):
         if have < want:
             raise ValueError(f"{path}: {have} {axis}, but the checkpoint's grid has {want}; give a larger grid")
-        chosen.append([round(index) for index in np.linspace(0, have - 1, want)])
+        chosen.append(even_cut(have, want))
         if have > want:
             notes.append(f"{path.name}: {have} {axis} -> {', '.join(map(str, chosen[-1]))}")
     truth = frames[np.ix_(*chosen)]

@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fourreal.config import ModelSpec
 from fourreal.diffusion.guidance import Guidance
 from fourreal.diffusion.samplers import cell_noise, noise_levels, sample_grid
 from fourreal.grid import to_uint8, to_unit
 from fourreal.models.build import Params, make_forward, split_model
+from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.weights import fit_weights, read_weights, weights_hash
-from fourreal.sampling.checkpoints import describe_checkpoint, weights_folder
 
 
 class GridPipeline:
@@ -28,7 +27,7 @@ class GridPipeline:
         self.config, self.params, self.weights_hash = spec, params, weights_hash
         graph, _ = split_model(spec.model, spec.grid)
         self._forward = make_forward(graph)
-        self._sample = jax.jit(self._sample_unjitted, static_argnames=("steps", "guidance"))
+        self._sample = jax.jit(self._sample_unjitted, static_argnames=("steps", "guidance", "method"))
 
     def __call__(
         self,
@@ -38,6 +37,7 @@ class GridPipeline:
         text: Float[np.ndarray, "l k"] | None = None,
         steps: int = 8,
         guidance_scale: float = 1.0,
+        method: str = "euler",
         seed: int = 0,
     ) -> UInt8[np.ndarray, "v t h w 3"]:
         """The grid with its unknown cells sampled; given cells come back bit for bit.
@@ -46,7 +46,8 @@ class GridPipeline:
             frames: pixels; only the given cells are read.
             given: which cells are inputs; any subset, also none.
             text: embedded prompt, for models with text.
-            steps: Euler steps.
+            steps: denoising steps.
+            method: euler, or heun, which evaluates the model twice a step.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
             seed: of the noise; each cell's is keyed by (seed, v, t).
 
@@ -57,15 +58,17 @@ class GridPipeline:
             raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}: expected uint8 [views, times, h, w, 3]")
         if given.shape != frames.shape[:2] or given.dtype != bool:
             raise ValueError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
-        if steps < 1:
-            raise ValueError(f"{steps} steps: expected at least 1")
+        if steps < 1 or not 0 <= seed < 2**32:
+            raise ValueError(f"{steps} steps, seed {seed}: expected at least 1 step and a seed from 0 to 2^32 - 1")
         guidance = Guidance(given=guidance_scale, text=guidance_scale)
         known = np.where(given[..., None, None, None], frames, 0)
         noise = cell_noise(seed, *frames.shape[:2], frames.shape[2:])
-        sampled = self._sample(self.params, known, given, noise, text, steps=steps, guidance=guidance)
+        sampled = self._sample(self.params, known, given, noise, text, steps=steps, guidance=guidance, method=method)
         return np.where(given[..., None, None, None], frames, np.asarray(sampled))
 
-    def _sample_unjitted(self, params, frames, given, noise, text, *, steps: int, guidance: Guidance) -> jax.Array:
+    def _sample_unjitted(
+        self, params, frames, given, noise, text, *, steps: int, guidance: Guidance, method: str
+    ) -> jax.Array:
         model = functools.partial(self._forward, params)
         text = None if text is None else text[None]
         x = sample_grid(
@@ -73,9 +76,10 @@ class GridPipeline:
             to_unit(frames)[None],
             given[None],
             noise[None],
-            noise_levels(steps, self.config.sigma.shift),
+            noise_levels(steps, self.config.shift),
             self.config.model.prediction,
             guidance,
+            method,
             text=text,
             null_text=None if text is None else jnp.zeros_like(text),
         )

@@ -42,8 +42,8 @@ class Checkpoints:
             return
         state = dict(state)
         frozen = state.pop("frozen")
-        if frozen and not (self._folder / "frozen").exists():
-            ocp.save(self._folder / "frozen", frozen)
+        if frozen and self.latest() is None:
+            ocp.save(self._folder / "frozen", frozen, overwrite=True)
         self._manager.save_async(step, state)
 
     def restore(self, shapes: State) -> State:

@@ -1,43 +1,41 @@
 """Where a fresh run's parameters come from: initialisation, or the weights that `--init-from` names."""
 
+import dataclasses
 from pathlib import Path
 
 from flax import traverse_util
 
-from fourreal.config import ModelSpec
 from fourreal.models.build import Params, fresh_params
+from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.weights import flat_names, read_weights
-from fourreal.sampling.checkpoints import weights_folder
 
-FRESH = (
-    "sync.",
-    "sigma_projection.",
-    "base.hint_embed.",
-    "base.head.hint_gate.",
-)  # may be missing in the weights of a base
+OWN = ("sync.", "sigma_projection.", "base.hint_embed.", "base.head.hint_gate.")  # what not every model has
+FREE = ("hints", "depth", "dtype", "remat")  # settings of a base that may differ, or whose difference the shapes show
 
 
 def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = None) -> tuple[Params, str]:
     """The parameters before step 0, and one line that says where they are from.
 
-    Weights of a base alone start a grid model: the sync layers (and hints that the base lacks) stay fresh. Raises ValueError
-    for any other difference between the two models.
+    Weights of a base alone start a grid model: the sync layers stay fresh, and so do hints that the base lacks. Raises
+    ValueError for any other difference between the two models.
     """
     params = fresh_params(spec.model, spec.grid, seed)
     if init_from is None:
         return params, f"fresh parameters from seed {seed}"
-    folder = weights_folder(init_from)
-    found, wanted = read_weights(folder), flat_names(params)
-    taken = {}
-    for name, value in wanted.items():
-        if name in found and found[name].shape == value.shape:
-            taken[name] = found[name]
-        elif name in found:
+    theirs = dataclasses.asdict(describe_checkpoint(init_from).model)
+    for name, ours in dataclasses.asdict(spec.model).items():
+        if name not in FREE and theirs[name] != ours:
+            raise ValueError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
+    found, wanted = read_weights(weights_folder(init_from)), flat_names(params)
+    for name in {**wanted, **found}:
+        if name in wanted and name in found and found[name].shape != wanted[name].shape:
             raise ValueError(
-                f"--init-from {init_from}: tensor {name} is {found[name].shape}, this config needs {value.shape}"
+                f"--init-from {init_from}: tensor {name} is {found[name].shape}, this config needs {wanted[name].shape}"
             )
-        elif not name.startswith(FRESH):
-            raise ValueError(f"--init-from {init_from} lacks the tensor {name}: take weights of the same base")
-    fresh = sorted({name.split(".")[0 if name.startswith("s") else 1] for name in wanted if name not in taken})
+        if (name in wanted) != (name in found) and not name.startswith(OWN):
+            lacking = "lacks" if name in wanted else "has beyond this config"
+            raise ValueError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
+    taken = {name: found[name] for name in wanted if name in found}
+    fresh = [own.rstrip(".") for own in OWN if any(name.startswith(own) and name not in taken for name in wanted)]
     line = f"{len(taken)} of {len(wanted)} tensors from {init_from}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
     return traverse_util.unflatten_dict({**wanted, **taken}, sep="."), line

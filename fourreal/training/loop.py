@@ -2,13 +2,13 @@
 
 Order of operations; resuming relies on it:
   1. step s is dispatched on batch s (position = step, so nothing about the data is stored)
-  2. the numbers of step s - 1 are fetched and batch s + 1 is taken from the prefetcher while step s runs
+  2. batch s + 1 is taken from the prefetcher and the numbers of step s - 1 are fetched while step s runs
   3. after s + 1 steps: metrics, then validation, then checkpoint, each at its own interval
 So a checkpoint of n steps holds everything that comes of the first n batches, and the device never waits for the host.
-SIGTERM and numbers that are not finite save and stop.
+SIGTERM, Ctrl-C and numbers that are not finite save and stop.
 
 The state comes from, in this order: the run's own newest checkpoint (`resume`), the weights named by `init_from` (parameters
-only), a fresh start.
+only), a fresh start. Nothing is written before all of it is known to work.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fourreal.config import ModelSpec, TrainConfig, to_json
+from fourreal.config import TrainConfig
 from fourreal.data.pipeline import grid_batches
 from fourreal.models.build import make_forward, split_model
-from fourreal.models.weights import CONFIG, save_weights
-from fourreal.sampling.checkpoints import RUN_WEIGHTS
+from fourreal.models.checkpoints import RUN_WEIGHTS, ModelSpec
+from fourreal.models.weights import CONFIG, read_config, save_weights
+from fourreal.serialize import differences, from_json, to_json
 from fourreal.training.checkpoint import Checkpoints, shapes_of
 from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.initialize import initial_params
@@ -37,6 +39,19 @@ from fourreal.training.optimizer import learning_rate
 from fourreal.training.state import State, fresh_state, join_params
 from fourreal.training.step import make_train_step
 from fourreal.training.validation import make_validation
+
+# What a resumed run may change; everything else decides what the steps compute.
+FREE = (
+    "name",
+    "steps",
+    "eval_every",
+    "eval_grids",
+    "save_every",
+    "log_every",
+    "data.source",
+    "data.threads",
+    "data.prefetch",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,123 +67,177 @@ class Start:
 
 
 def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
-    """Trains; raises ValueError for a folder in use or a misfit, FloatingPointError when numbers stop being finite."""
-    check_folder(folder, start)
-    done = (Checkpoints(folder).latest() or 0) if start.resume else 0
+    """Trains. Raises ValueError for a folder in use or a misfit, FloatingPointError when numbers stop being finite,
+    KeyboardInterrupt after Ctrl-C; the last two after saving."""
+    with StopSignal() as stop:
+        train(prepare(config, folder, start), stop)
+    if stop.interrupted:
+        raise KeyboardInterrupt
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the loop needs; `state` and `done`, the steps behind it, move."""
+
+    config: TrainConfig
+    folder: Path
+    spec: ModelSpec
+    state: State
+    done: int
+    batches: Iterator[dict[str, Any]]
+    batch: dict[str, Any]
+    steps: "CompiledSteps"
+    validate: Callable
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+
+    def average(self) -> dict[str, Any]:
+        """The parameters that sampling uses."""
+        return join_params(self.state["ema"], self.state["frozen"])
+
+    def save(self) -> None:
+        """Starts a checkpoint and writes the weights."""
+        self.checkpoints.save(self.done, self.state)
+        save_weights(self.folder / RUN_WEIGHTS, self.average(), to_json(self.spec))
+
+    def close(self) -> None:
+        """Waits for saves under way and stops the reading of data."""
+        self.checkpoints.close()
+        self.writer.close()
+        self.batches.close()
+
+
+def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
+    """Reads, builds and compiles what a run needs, and only then makes or takes over its folder."""
+    check_folder(config, folder, start)
+    checkpoints = Checkpoints(folder) if start.resume else None
+    done = (checkpoints.latest() or 0) if checkpoints else 0
+    if config.trains != "all" and not done and start.init_from is None:
+        raise ValueError(
+            f"trains is '{config.trains}': name the base that stays frozen with --init-from, as runs/nano_base"
+        )
     batches = grid_batches(config.data, start_step=done)
     batch = next(batches)
-    spec = model_spec(config, batch["frames"].shape[-2])
+    grid = config.grid if config.data.kind == "grid" else None
+    size = batch["frames"].shape[-2]
+    spec = ModelSpec(config.model, grid, config.data.views, config.data.times, size, config.sigma.shift)
     graph, _ = split_model(spec.model, spec.grid)
     forward = make_forward(graph)
-    params, origin = initial_params(spec, config.seed, start.init_from if done == 0 else None)
+    params, origin = initial_params(spec, config.seed, None if done else start.init_from)
     state = fresh_state(params, config)
-    make_folder(folder, config, start)
-    checkpoints = Checkpoints(folder)
     if done:
         state, origin = checkpoints.restore(shapes_of(state)), f"resumed after {done} steps"
     steps = CompiledSteps(make_train_step(forward, config), config)
     print(f"{config.name}: {origin}")
     print(describe_cost(steps, state, batch))
     validate = make_validation(forward, config)
-    schedule = learning_rate(config.optim, config.steps)
+    make_folder(config, folder, start)
+    checkpoints = checkpoints or Checkpoints(folder)
     writer = MetricsWriter(folder, done)
+    return Run(config, folder, spec, state, done, batches, batch, steps, validate, checkpoints, writer)
 
-    def finish_step(number: int, metrics: dict[str, jax.Array]) -> None:
-        """Fetches the numbers of a step (its last is `number`), which waits for it, and writes them."""
-        values = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(list(values.values())).all():
-            raise FloatingPointError(f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}")
-        progress.update()
-        rate = config.data.batch_size * (progress.format_dict["rate"] or 0)
-        progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
-        if number % config.log_every == 0:
-            lr = float(schedule(number // config.optim.accumulate))
-            writer.write(
-                number, {"train/loss": values["loss"], "train/grad_norm": values["grad_norm"], "train/lr": lr}
-            )
 
-    def after_steps(number: int) -> None:
-        """Validation and checkpoint after `number` steps, where they are due."""
-        last = number == config.steps
-        if last or (config.eval_every and number % config.eval_every == 0):
-            numbers, sheet = validate(join_params(state["ema"], state["frozen"]))
-            writer.write(number, numbers)
-            writer.picture(number, "validation", sheet)
-            (folder / "sheets").mkdir(exist_ok=True)
-            Image.fromarray(sheet).save(folder / "sheets" / f"{number:07d}.png")
-            shown = ", ".join(f"{name.split('_')[-1]} {numbers[name]:.2f}" for name in numbers if "psnr" in name)
-            progress.write(f"step {number}: validation PSNR in dB: {shown}")
-        if last or number % config.save_every == 0 or stop.asked:
-            checkpoints.save(number, state)
-            save_weights(folder / RUN_WEIGHTS, join_params(state["ema"], state["frozen"]), to_json(spec))
-
-    waited, began = 0.0, time.monotonic()
-    with StopSignal() as stop, tqdm(total=config.steps, initial=done, unit="step", dynamic_ncols=True) as progress:
+def train(run: Run, stop: "StopSignal") -> None:
+    """The loop, in the order that the module's docstring gives."""
+    config, first, waited, began = run.config, run.done, 0.0, time.monotonic()
+    with tqdm(total=config.steps, initial=first, unit="step", dynamic_ncols=True) as progress:
         running = None
         try:
-            for step in range(done, config.steps):
-                state, metrics = steps(state, batch)
-                if running:
-                    finish_step(*running)
-                running = (step + 1, metrics)
+            for number in range(first + 1, config.steps + 1):
+                run.state, metrics = run.steps(run.state, run.batch)
+                run.done = number
                 asked = time.monotonic()
-                batch = next(batches)
+                run.batch = next(run.batches)
                 waited += time.monotonic() - asked
-                due = (
-                    step + 1 == config.steps
-                    or stop.asked
-                    or any(every and (step + 1) % every == 0 for every in (config.eval_every, config.save_every))
-                )
-                if due:
-                    finish_step(*running)
+                if running:
+                    finish_step(run, *running, progress)
+                running = (number, metrics)
+                stopping = stop.asked or number == config.steps
+                evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
+                saving = stopping or number % config.save_every == 0
+                if evaluating or saving:
+                    finish_step(run, *running, progress)
                     running = None
-                    after_steps(step + 1)
-                if stop.asked:
+                if evaluating:
+                    evaluate(run, progress)
+                if saving:
+                    run.save()
+                if stopping:
                     break
+            if run.done == first:
+                run.save()  # a run that was killed between its last checkpoint and its weights
         except FloatingPointError as error:
-            checkpoints.save(int(state["step"]), state)
-            raise FloatingPointError(f"{error}; the last good parameters are saved in {folder}") from None
+            run.save()
+            raise FloatingPointError(f"{error}; the last good parameters are saved in {run.folder}") from None
         finally:
-            checkpoints.close()
-            writer.close()
-            batches.close()
-    took = time.monotonic() - began
-    trained = step + 1 - done if config.steps > done else 0
+            run.close()
+    took, trained = time.monotonic() - began, run.done - first
     print(
         f"{trained} steps in {took:.0f} s, {trained * config.data.batch_size / took:.2f} grids/s with validation, "
         f"{waited / took:.1%} of the time waiting for data"
     )
     print(
-        f"stopped by a signal after {step + 1} steps; go on with --resume"
-        if stop.asked
-        else f"weights: {folder / RUN_WEIGHTS}"
+        f"weights: {run.folder / RUN_WEIGHTS}" + ("" if run.done == config.steps else "; stopped, go on with --resume")
     )
 
 
-def check_folder(folder: Path, start: Start) -> None:
-    """Raises for a run's folder that exists, or does not, against what the user said."""
+def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], progress: tqdm) -> None:
+    """Fetches the numbers of a step (after it, `number` steps are done), which waits for it, and writes them."""
+    config, values = run.config, {name: float(value) for name, value in metrics.items()}
+    if not np.isfinite(list(values.values())).all():
+        raise FloatingPointError(f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}")
+    progress.update()
+    rate = config.data.batch_size * (progress.format_dict["rate"] or 0)
+    progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
+    if number % config.log_every == 0:
+        lr = float(learning_rate(config.optim, config.steps)((number - 1) // config.optim.accumulate))
+        run.writer.write(number, {f"train/{name}": value for name, value in {**values, "lr": lr}.items()})
+
+
+def evaluate(run: Run, progress: tqdm) -> None:
+    """Validates the average of the parameters: numbers, and a sheet of sampled grids beside the truth."""
+    numbers, sheet = run.validate(run.average())
+    run.writer.write(run.done, numbers)
+    run.writer.picture(run.done, "validation", sheet)
+    (run.folder / "sheets").mkdir(exist_ok=True)
+    Image.fromarray(sheet).save(run.folder / "sheets" / f"{run.done:07d}.png")
+    shown = ", ".join(f"{name.split('_')[-1]} {value:.2f}" for name, value in numbers.items() if "psnr" in name)
+    progress.write(f"step {run.done}: validation PSNR in dB: {shown}")
+
+
+def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
+    """Raises for a run's folder that exists, or does not, or is of another run, against what the user said."""
     if start.resume and start.overwrite:
         raise ValueError("--resume and --overwrite contradict each other: give one")
-    if start.resume and not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"there is no run in {folder} to resume: leave --resume out")
-    if folder.exists() and any(folder.iterdir()) and not (start.resume or start.overwrite):
+    used = folder.is_dir() and any(folder.iterdir())
+    if start.resume:
+        if not (folder / CONFIG).is_file():
+            raise FileNotFoundError(f"there is no run in {folder} to resume: leave --resume out")
+        changed = {
+            name: pair for name, pair in differences(read_config(folder), to_json(config)).items() if name not in FREE
+        }
+        if changed:
+            name, (there, here) = next(iter(changed.items()))
+            raise ValueError(
+                f"{folder} was trained with {name} {there}, not {here}: resume with the settings it was started with"
+            )
+    elif used and not start.overwrite:
         raise ValueError(f"{folder} exists: give --resume to go on, --overwrite to delete it, or another --out")
-    if start.overwrite and folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} is no run's folder (it has no {CONFIG}), so --overwrite leaves it: give another --out")
+    elif used:
+        try:
+            from_json(TrainConfig, read_config(folder))
+        except (ValueError, FileNotFoundError):
+            raise ValueError(f"{folder} is no run's folder, so --overwrite leaves it: give another --out") from None
 
 
-def make_folder(folder: Path, config: TrainConfig, start: Start) -> None:
-    """Makes the run's folder with its config.json."""
-    if start.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+def make_folder(config: TrainConfig, folder: Path, start: Start) -> None:
+    """Makes the run's folder with its config.json; under `overwrite`, empties it first."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(to_json(config), indent=2) + "\n")
-
-
-def model_spec(config: TrainConfig, size: int) -> ModelSpec:
-    """What the run's weights will say about their model."""
-    grid = config.grid if config.data.kind == "grid" else None
-    return ModelSpec(config.model, grid, config.sigma, config.data.views, config.data.times, size)
+    if start.overwrite:
+        for entry in folder.iterdir():  # not the folder itself: it may be a link to another disk
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    (folder / f"{CONFIG}.tmp").write_text(json.dumps(to_json(config), indent=2) + "\n")
+    (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
 
 
 class CompiledSteps:
@@ -210,15 +279,18 @@ def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> 
 
 
 class StopSignal:
-    """Notes SIGTERM, so that the loop can save and stop between two steps."""
+    """Notes SIGTERM and the first Ctrl-C, so that the loop can save and stop between two steps; the second stops at once."""
 
     def __enter__(self) -> "StopSignal":
-        self.asked = False
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self.asked = self.interrupted = False
+        self._before = {sign: signal.signal(sign, self._note) for sign in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _note(self, *_: Any) -> None:
-        self.asked = True
+    def _note(self, sign: int, _: Any) -> None:
+        if self.interrupted and sign == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked, self.interrupted = True, sign == signal.SIGINT
 
     def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for sign, handler in self._before.items():
+            signal.signal(sign, handler)

@@ -14,18 +14,23 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         self._path = folder / "metrics.jsonl"
-        if self._path.is_file():
-            lines = [line for line in self._path.read_text().splitlines() if json.loads(line)["step"] <= start_step]
-            self._path.write_text("".join(f"{line}\n" for line in lines))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        resumed = self._path.is_file()
+        if resumed:
+            lines = self._path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave a torn last line
+            kept = [line for line in whole if json.loads(line)["step"] <= start_step]
+            self._path.with_suffix(".tmp").write_text("".join(kept))
+            self._path.with_suffix(".tmp").replace(self._path)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if resumed else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line of numbers after `step` steps; names with a slash are grouped in TensorBoard."""
-        values = {name: float(value) for name, value in values.items()}
+        """One line of numbers after `step` steps (null where there is none); names with a slash are grouped in TensorBoard."""
+        values = {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if value is not None:
+                self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """A picture, uint8 [h, w, 3], for TensorBoard."""

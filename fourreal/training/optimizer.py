@@ -1,13 +1,12 @@
 """AdamW with warm-up and cosine decay, clipping, accumulation and an average of the parameters, all from optax."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-Params = dict[str, Any]
+from fourreal.models.build import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +47,12 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, steps: int):
-    """The schedule over updates: linear warm-up to the peak, cosine to `final_lr` times it."""
+    """The schedule over updates: linear warm-up to the peak, above 0 from the start, then cosine to `final_lr` times it."""
     updates = max(steps // config.accumulate, 1)
     warmup = min(config.warmup // config.accumulate, updates - 1)
-    return optax.warmup_cosine_decay_schedule(0.0, config.lr, warmup, updates, config.lr * config.final_lr)
+    return optax.warmup_cosine_decay_schedule(
+        config.lr / (warmup + 1), config.lr, warmup, updates, config.lr * config.final_lr
+    )
 
 
 def make_optimizer(config: OptimConfig, steps: int):

@@ -42,7 +42,7 @@ def batch_loss(
 ) -> jax.Array:
     """The loss of each example of uint8 `frames` at one noise level an example."""
     x0 = to_unit(frames)
-    sigma = cell_sigma(sigma, given, given.shape[1:])
+    sigma = cell_sigma(sigma, given)
     x = flow.interpolate(x0, eps, sigma)
     return flow.flow_loss(forward(params, x, sigma, given, **conditions), x, x0, eps, sigma, given, prediction)
 

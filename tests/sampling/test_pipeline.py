@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from fourreal.sampling.checkpoints import describe_checkpoint
 
 import fourreal
 from fourreal.config import ModelSpec, to_json
@@ -10,7 +11,6 @@ from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
 from fourreal.models.weights import save_weights
-from fourreal.sampling.checkpoints import describe_checkpoint
 from fourreal.sampling.pipeline import GridPipeline
 
 BASE = VideoDiTConfig(width=24, depth=2, heads=2, mlp_width=48, patch=(1, 4, 4), hints=True)

@@ -25,7 +25,8 @@ def write_grids(path: Path, streams: dict[str, Iterable[dict]], shape: tuple[int
     """
     if path.exists():
         raise FileExistsError(f"{path} exists already: name another folder or overwrite it")
-    tfds = _tfds()
+    import tensorflow_datasets as tfds
+
     tfds.disable_progress_bar()
     building = path.with_name(path.name + ".incomplete")
     shutil.rmtree(building, ignore_errors=True)
@@ -53,7 +54,9 @@ class GridSource:
             raise FileNotFoundError(
                 f"{self.path} holds no data set: render one with `fourreal data render --out {self.path}`"
             )
-        builder = _tfds().builder_from_directory(str(self.path))
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(str(self.path))
         if self.split not in builder.info.splits:
             raise ValueError(
                 f"{self.path} has no split '{self.split}': it has {', '.join(sorted(builder.info.splits))}"
@@ -82,19 +85,10 @@ def open_split(path: Path | str, split: str) -> GridSource:
     return GridSource(path, split)
 
 
-def _tfds():
-    """The module tensorflow_datasets. Raises ImportError naming the extra that brings it."""
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError("data sets need tensorflow-datasets: pip install 'fourreal[train]'") from error
-    return tensorflow_datasets
-
-
 @functools.cache
 def _builder_class():
     """The builder, made on first use: importing tfds takes seconds."""
-    tfds = _tfds()
+    import tensorflow_datasets as tfds
 
     class Grids(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Grids from streams of rendered examples."""

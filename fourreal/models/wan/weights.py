@@ -59,6 +59,8 @@ def from_diffusers(state: Mapping[str, np.ndarray], config: VideoDiTConfig) -> d
         raise ValueError(
             "Wan has text cross-attention, the config has none: set text_width (4096 for the released models)"
         )
+    if config.prediction != "u":
+        raise ValueError(f"Wan predicts velocities, the config says '{config.prediction}': set prediction='u'")
     axes, table = _sizes(config), dict(_OTHERS)
     for ours, (theirs, inputs, outputs) in _LINEARS.items():
         table[f"{ours}.kernel"] = (f"{theirs}.weight", f"{outputs} {inputs} -> {inputs} {outputs}")

@@ -1,13 +1,34 @@
-"""What a checkpoint's name stands for: a bundled one, a run's folder, or a folder of weights."""
+"""What a checkpoint's name stands for (a bundled one, a run's folder, a folder of weights) and what it says of its model."""
 
+import dataclasses
 import difflib
 from pathlib import Path
 
-from fourreal.config import ModelSpec, from_json
+from fourreal.models.grid_dit import GridDiTConfig
+from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.models.weights import CONFIG, WEIGHTS, read_config
+from fourreal.serialize import from_json
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints"
 RUN_WEIGHTS = "weights"  # the folder of weights in a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a folder of weights says about its model: all that sampling needs."""
+
+    model: VideoDiTConfig
+    """the base"""
+    grid: GridDiTConfig | None
+    """the fusion; none for a base alone"""
+    views: int
+    """views of a grid as trained"""
+    times: int
+    """times of a grid as trained"""
+    size: int
+    """height and width of a frame as trained, in pixels"""
+    shift: float = 1.0
+    """shift of the noise levels, see `fourreal.diffusion.flow`"""
 
 
 def weights_folder(name: str | Path) -> Path:
@@ -17,7 +38,7 @@ def weights_folder(name: str | Path) -> Path:
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     if (path / "checkpoints").is_dir():
-        raise FileNotFoundError(f"the run {path} has no weights yet: it writes them at its first checkpoint")
+        raise FileNotFoundError(f"the run {path} has no weights yet: it writes them with its first checkpoint")
     bundled = sorted(folder.name for folder in BUNDLED.glob("*") if folder.is_dir())
     near = difflib.get_close_matches(str(name), bundled, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"bundled: {', '.join(bundled) or 'none'}"
