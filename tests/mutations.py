@@ -65,8 +65,8 @@ BREAKS = [
     ),
     Break(
         "grid.py",
-        "else jnp.where(given, 0.0, sigma)",
-        "else sigma",
+        "jnp.where(given, 0.0, sigma.astype(jnp.float32))",
+        "sigma + 0.0 * given",
         GRID + "sigma_of_an_example_reaches_all_of_its_unknown_cells",
     ),
     # models/attention.py
@@ -104,8 +104,8 @@ BREAKS = [
     ),
     Break(
         "models/layers.py",
-        "jnp.stack([-odd, even]",
-        "jnp.stack([odd, -even]",
+        "rearrange([-odd, even]",
+        "rearrange([odd, -even]",
         LAYERS + "rotation_multiplies_neighbouring_pairs_as_complex_numbers",
     ),
     Break(
@@ -316,10 +316,10 @@ BREAKS = [
         "training/loop.py",
         "grid_batches(config.data, start_step=done)",
         "grid_batches(config.data, start_step=0)",
-        "training/test_loop.py::test_run_stopped_by_sigterm_saves_and_resumes_as_if_never_stopped",
+        "training/test_loop.py::test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped[15]",
     ),
     Break(
-        "config.py",
+        "serialize.py",
         "        if key not in fields:",
         "        if False:",
         "training/test_config.py::test_unknown_key_is_refused_with_its_path_and_the_nearest_known_one",
@@ -359,7 +359,7 @@ def copy_tree(folder: Path) -> Path:
 
 def pytest(tree: Path, *tests: str) -> subprocess.CompletedProcess:
     """Runs tests of a copy in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "--durations=0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=0", "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {
         "JAX_COMPILATION_CACHE_DIR": str(tree / "compiled"),

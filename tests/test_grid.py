@@ -81,15 +81,14 @@ def test_hints_are_the_nearest_given_cells_of_the_own_view_and_of_the_own_time()
 def test_sigma_of_an_example_reaches_all_of_its_unknown_cells():
     given = np.zeros((2, 2, 3), bool)
     given[0, 1, 2] = given[1, 0] = True
-    sigma = np.asarray(grid.cell_sigma(jnp.asarray([0.3, 0.7]), jnp.asarray(given), (2, 3)))
+    sigma = np.asarray(grid.cell_sigma(jnp.asarray([0.3, 0.7]), jnp.asarray(given)))
     np.testing.assert_array_equal(sigma, np.where(given, 0, np.float32([0.3, 0.7])[:, None, None]))
 
 
 def test_sigma_of_every_cell_stays_and_is_0_where_given():
     sigma, given = ranks(2, 2, 3) / 12, ranks(2, 2, 3) % 5 == 1
-    for mask, expected in ((None, sigma), (given, np.where(given, 0, sigma))):
-        mask = None if mask is None else jnp.asarray(mask)
-        np.testing.assert_array_equal(grid.cell_sigma(jnp.asarray(sigma), mask, (2, 3)), expected)
+    result = grid.cell_sigma(jnp.asarray(sigma), jnp.asarray(given))
+    np.testing.assert_array_equal(result, np.where(given, 0, sigma))
 
 
 def test_all_256_levels_survive_the_way_to_floats_and_back():

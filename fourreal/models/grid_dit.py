@@ -102,7 +102,7 @@ class GridDiT(nnx.Module):
             text = text[:, None]  # one prompt for all clips of a grid
         run = {"fused": self._fused, "sequential": self._sequential}.get(self.config.fusion, self._two_streams)
         out = run(x, temb, six, grid.shape[3:5], text)
-        return self.base.decode(out, grid.shape[3], hints)
+        return self.base.decode(out, grid, hints)
 
     def _clip_blocks(self, six, views: int, times: int, size: tuple[int, int], text):
         """The base block as a function of a layer's parameters and a stream, for the view stream and the time stream."""

@@ -6,12 +6,12 @@
     out    = unpatch(Linear(LN(tokens) (1 + scale) + shift)),   (shift, scale) = table + temb
 
 Ours, zero-initialised, so that a fresh model equals the plain one: the context table (what kind of clip this is), the
-`given` vector (which frames are clean inputs; their sigma is 0) and two uses of the hints, the nearest given frames as
-pictures: a linear map into the tokens and, in an x0-model, a gate per pixel and hint at the end,
+`given` vector (which frames are clean inputs; their sigma is 0), a linear map of the hints (the nearest given frames, as
+pictures) into the tokens and, in an x0-model, a gate per pixel that copies at the end:
 
-    out = out + gate_view * hint_view + gate_time * hint_time,    (gate_view, gate_time) = Linear(head's modulated tokens)
+    out = out + gate_0 x + gate_1 hint_view + gate_2 hint_time,    gates = Linear(head's modulated tokens)
 
-Much of a grid stands still, and patches through a narrow model are copied badly; the gate copies exactly.
+Much of a grid stands still, and at low noise x is nearly the answer: a narrow model passes neither through its tokens well.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ class VideoDiTConfig:
 
 
 class Head(nnx.Module):
-    """Modulated layer norm and a linear map from tokens to patches (p, p, c), then the hint gates (p, p, 2) if there are any.
+    """Modulated layer norm and a linear map from tokens to patches (p, p, c) and, in an x0-model, to copy gates (p, p, n).
 
     It sees sigma only. It is small, so it runs in fp32: bf16 models still return smooth pixels.
     """
@@ -91,17 +91,16 @@ class Head(nnx.Module):
         area = config.patch[1] * config.patch[2]
         self.modulation = nnx.Param(jax.random.normal(rngs.params(), (2, config.width)) / config.width**0.5)
         self.out = layers.linear(config.width, area * config.channels, dtype=jnp.float32, rngs=rngs)
-        self.copies = config.hints and config.prediction == "x0"
+        self.copies = config.prediction == "x0"
         if self.copies:
+            pictures = 1 + axes.HINT_PICTURES * config.hints
             zeros = nnx.initializers.zeros
-            self.hint_gate = layers.linear(
-                config.width, area * axes.HINT_PICTURES, dtype=jnp.float32, rngs=rngs, init=zeros
-            )
+            self.copy_gate = layers.linear(config.width, area * pictures, dtype=jnp.float32, rngs=rngs, init=zeros)
 
     def __call__(self, x: Float[Array, "*lead s d"], temb: Float[Array, "*lead d"]) -> Float[Array, "*lead s k"]:
         shift, scale = rearrange(temb[..., None, :] + self.modulation[...], "... two d -> two ... d")
         x = layers.modulate(x, shift, scale)
-        return jnp.concatenate([self.out(x), self.hint_gate(x)], axis=-1) if self.copies else self.out(x)
+        return jnp.concatenate([self.out(x), self.copy_gate(x)], axis=-1) if self.copies else self.out(x)
 
 
 class VideoDiT(nnx.Module):
@@ -168,7 +167,7 @@ class VideoDiT(nnx.Module):
             return block(x, six, angles, text), None
 
         x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
-        return self.decode(self.head(x, temb), clip.shape[2], hints)
+        return self.decode(self.head(x, temb), clip, hints)
 
     def embed(self, frames: jax.Array, given: jax.Array, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
         """Tokens of frames `[..., h, w, c]`, with the given vector and the hints added; the residual stream is fp32."""
@@ -182,16 +181,19 @@ class VideoDiT(nnx.Module):
         return x
 
     def decode(
-        self, out: Float[Array, "*lead s k"], height: int, hints: jax.Array | None
+        self, out: Float[Array, "*lead s k"], frames: Float[Array, "*lead h w c"], hints: jax.Array | None
     ) -> Float[Array, "*lead h w c"]:
-        """Frames of `height` pixels from the head's output; gated hints are added where the model has both."""
-        patch, channels = self.config.patch[1], self.config.channels
+        """Frames from the head's output, with the model's own input and hints copied as the gates say."""
+        patch, (height, _, channels) = self.config.patch[1], frames.shape[-3:]
         pixels, gates = jnp.split(out, [patch * patch * channels], axis=-1)
-        frames = axes.unpatchify(pixels, patch, height)
-        if not self.head.copies or hints is None:
-            return frames
+        pixels = axes.unpatchify(pixels, patch, height)
+        if not self.head.copies:
+            return pixels
+        pictures = [frames] + (
+            [hints[..., k, :, :, :channels] for k in range(axes.HINT_PICTURES)] if self.config.hints else []
+        )
         gates = axes.unpatchify(gates, patch, height)
-        return frames + sum(gates[..., k, None] * hints[..., k, :, :, :channels] for k in range(axes.HINT_PICTURES))
+        return pixels + sum(gates[..., k, None] * picture for k, picture in enumerate(pictures))
 
     def embed_text(self, text: jax.Array | None) -> jax.Array | None:
         """The text's tokens; raises where text and model do not fit together."""

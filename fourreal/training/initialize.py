@@ -9,7 +9,7 @@ from fourreal.models.build import Params, fresh_params
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.weights import flat_names, read_weights
 
-OWN = ("sync.", "sigma_projection.", "base.hint_embed.", "base.head.hint_gate.")  # what not every model has
+OWN = ("sync.", "sigma_projection.", "base.hint_embed.", "base.head.copy_gate.")  # what not every model has
 FREE = ("hints", "depth", "dtype", "remat")  # settings of a base that may differ, or whose difference the shapes show
 
 

@@ -24,7 +24,7 @@ SYNC = (
     ("sigma_projection",),
     ("base", "given"),
     ("base", "hint_embed"),
-    ("base", "head", "hint_gate"),
+    ("base", "head", "copy_gate"),
     ("base", "context"),
 )
 ATTENTION = (("base", "blocks", "attention"),)

@@ -124,13 +124,17 @@ def test_missing_data_sets_and_splits_are_named(dataset, tmp_path):
 
 def test_an_existing_folder_is_kept_unless_told_to_replace_it(tmp_path):
     small = {"train": 1, "validation": 0, "test": 0, "views": 1, "times": 2, "size": 16, "workers": 1}
-    (tmp_path / "grids").mkdir()
-    (tmp_path / "grids/mine.txt").write_text("precious")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/mine.txt").write_text("precious")
+    for overwrite, said in ((False, "--overwrite"), (True, "is no data set")):
+        with pytest.raises(FileExistsError, match=said):
+            Render(tmp_path / "photos", **small, overwrite=overwrite).run()
+    assert (tmp_path / "photos/mine.txt").exists()
+    Render(tmp_path / "grids", **small).run()
     with pytest.raises(FileExistsError, match="--overwrite"):
         Render(tmp_path / "grids", **small).run()
-    assert (tmp_path / "grids/mine.txt").exists()
-    Render(tmp_path / "grids", **small, overwrite=True).run()
-    assert len(open_split(tmp_path / "grids", "train")) == 1 and not (tmp_path / "grids/mine.txt").exists()
+    Render(tmp_path / "grids", **small | {"train": 2}, overwrite=True).run()
+    assert len(open_split(tmp_path / "grids", "train")) == 2
 
 
 @pytest.mark.parametrize(

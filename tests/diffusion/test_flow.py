@@ -139,7 +139,7 @@ def test_given_cells_and_invalid_pixels_get_no_gradient_and_no_nan_reaches_the_o
     valid = (np.random.default_rng(7).random((*SHAPE[:-1], 1)) < 0.7).astype(np.float32)
 
     def total(output, sigma):
-        sigma = cell_sigma(sigma, data["given"], CELLS[1:])
+        sigma = cell_sigma(sigma, data["given"])
         levels = data | {"sigma": sigma}
         return flow.flow_loss(output, x, **levels, prediction=prediction, valid=valid).sum()
 

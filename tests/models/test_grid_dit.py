@@ -160,12 +160,12 @@ def test_fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask(ti
     @jax.jit
     def by_hand(x, sigma, given):
         x, sigma, given = (rearrange(a, "b v t ... -> b (v t) ...") for a in (x, sigma, given))
-        temb, six = part.time_embed.modulation(cell_sigma(sigma, given, given.shape[1:]), part.time_projection)
+        temb, six = part.modulation(cell_sigma(sigma, given))
         tokens, angles = part.embed(x, given, None), part.angles(np.arange(VIEWS * TIMES), (4, 4))
         for layer in range(base.depth):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
             tokens = block(tokens, six + part.context[0], angles, attention=masked)
-        return rearrange(part.decode(part.head(tokens, temb), 4, None), "b (v t) ... -> b v t ...", v=VIEWS)
+        return rearrange(part.decode(part.head(tokens, temb), x, None), "b (v t) ... -> b v t ...", v=VIEWS)
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
@@ -186,10 +186,10 @@ def exchanged(params: dict, width: int) -> dict:
     if "hint_embed" in base:
         kernel = base["hint_embed"]["kernel"]
         base["hint_embed"]["kernel"] = np.concatenate(np.split(kernel, 2)[::-1])
-    if "hint_gate" in base["head"]:  # (p, p, picture)
-        gate = base["head"]["hint_gate"]
+    if "hint_embed" in base:  # copy gates (p, p, picture): of the input itself, of the hint of the view, of the time
+        gate = base["head"]["copy_gate"]
         for name, value in gate.items():
-            gate[name] = value.reshape(*value.shape[:-1], -1, 2)[..., ::-1].reshape(value.shape)
+            gate[name] = value.reshape(*value.shape[:-1], -1, 3)[..., [0, 2, 1]].reshape(value.shape)
     if "sync" in params:
         linear = params["sync"]["mod_linear"]
         linear["kernel"] = linear["kernel"][:, ::-1, :, ::-1]  # [layer, from stream, d, to output, d]
@@ -286,8 +286,8 @@ def test_sequential_is_the_block_over_views_then_over_times_in_every_layer(tiny,
     @jax.jit
     def by_hand(x, sigma, given):
         part = model.base
-        sigma = cell_sigma(sigma, given, (VIEWS, TIMES))
-        temb, six = part.time_embed.modulation(sigma, part.time_projection)
+        sigma = cell_sigma(sigma, given)
+        temb, six = part.modulation(sigma)
         tokens = part.embed(x, given, None)
         for layer in range(base.depth):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
@@ -295,7 +295,7 @@ def test_sequential_is_the_block_over_views_then_over_times_in_every_layer(tiny,
             tokens = swap_view_time(tokens)
             tokens = swap_view_time(block(tokens, six_v, part.angles(np.arange(VIEWS), (4, 4))))
             tokens = block(tokens, six + part.context[0], part.angles(np.arange(TIMES), (4, 4)))
-        return part.decode(part.head(tokens, temb), 4, None)
+        return part.decode(part.head(tokens, temb), x, None)
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fourreal import cli
-from fourreal.sampling import checkpoints, inputs
+from fourreal.models import GridDiTConfig, checkpoints
+from fourreal.sampling import inputs
 from fourreal.sampling.media import write_video
 
 SHAPE = (3, 4, 16, 16)
@@ -16,7 +17,7 @@ class GreyPipeline:
     """Answers grey in every unknown cell."""
 
     def __init__(self):
-        self.config = {"width": 1}
+        self.config = GridDiTConfig("hard")
         self.weights_hash = "abc123"
         self.calls = []
 
@@ -63,12 +64,17 @@ def fails(capsys, *argv):
 def test_without_inputs_a_bundled_grid_is_sampled_and_scored(pipeline, capsys, tmp_path):
     assert sample() == 0
     output = capsys.readouterr().out
-    assert "copy of the freeze-time frame" in output and "open out/wolf-seed0/index.html" in output
+    assert "copy of the freeze-time frame" in output and "open out/wolf-nano-seed0/index.html" in output
     frames, given, options = pipeline.calls[0]
     assert given[0].all() and given[:, 0].all() and not given[1:, 1:].any()
     assert (frames[1:, 1:] == 0).all()  # the truth stays hidden
-    assert options == {"steps": 8, "guidance_scale": 1.0, "seed": 0}
-    assert (np.load(tmp_path / "out/wolf-seed0/grid.npz")["frames"][1:, 1:] == 128).all()
+    assert options == {"steps": 8, "guidance_scale": 1.0, "method": "euler", "seed": 0}
+    assert (np.load(tmp_path / "out/wolf-nano-seed0/grid.npz")["frames"][1:, 1:] == 128).all()
+
+
+def test_without_a_folder_named_a_second_sample_goes_beside_the_first(pipeline, tmp_path):
+    assert sample() == 0 and sample() == 0
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["wolf-nano-seed0", "wolf-nano-seed0-2"]
 
 
 def test_given_is_repeatable_and_settings_reach_pipeline_and_metadata(pipeline, capsys, tmp_path):
@@ -80,10 +86,10 @@ def test_given_is_repeatable_and_settings_reach_pipeline_and_metadata(pipeline, 
     assert "long.mp4: 13 frames -> 1, 3, 5, 7" in output and "PSNR" not in output
     _, given, options = pipeline.calls[0]
     assert given.tolist() == [[True] + [False] * 3, [True] * 4, [True] + [False] * 3]
-    assert options == {"steps": 3, "guidance_scale": 2.0, "seed": 5}
+    assert options == {"steps": 3, "guidance_scale": 2.0, "method": "euler", "seed": 5}
     stored = json.loads((tmp_path / "out/a/metadata.json").read_text())
     assert stored["options"]["given"] == ["long.mp4@v=1", "orbit.mp4@t=0"] and stored["options"]["seed"] == 5
-    assert stored["weights_hash"] == "abc123" and stored["model"] == {"width": 1}
+    assert stored["weights_hash"] == "abc123" and stored["model"]["fusion"] == "hard"
     assert stored["versions"]["jax"] and stored["timings_s"]["sample"] >= 0
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from fourreal.cli import parse
-from fourreal.config import ModelSpec, TrainConfig, from_json, load_config, to_json
+from fourreal.config import TrainConfig, load_config
 from fourreal.data.pipeline import PipelineConfig
 from fourreal.models import GridDiTConfig
+from fourreal.models.checkpoints import ModelSpec
+from fourreal.serialize import from_json, to_json
 from fourreal.training.optimizer import OptimConfig
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def test_config_survives_json(config):
 
 @pytest.mark.parametrize("grid", [None, GridDiTConfig("fused")])
 def test_model_spec_survives_json_with_and_without_a_grid_model(config, grid):
-    spec = ModelSpec(config.model, grid, config.sigma, 2, 3, 4)
+    spec = ModelSpec(config.model, grid, 2, 3, 4, 1.5)
     assert from_json(ModelSpec, json.loads(json.dumps(to_json(spec)))) == spec
 
 

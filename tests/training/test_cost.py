@@ -31,7 +31,7 @@ def test_model_costs_what_its_layers_cost_by_hand(tiny):
     base, grid = tiny.config(), GridDiTConfig("soft", readout="time")
     views, times, tokens, d, m, patch = 2, 3, 4, base.width, base.mlp_width, 2 * 2 * 3
     cells, n = views * times, views * times * tokens
-    embed_and_head = 2 * n * patch * d * 2
+    embed_and_head = 2 * n * patch * d * 2 + 2 * n * (2 * 2) * d  # and the copy gate of each pixel
     time = 2 * cells * (base.frequency_width * d + d * d + d * 6 * d + d * 4 * d)  # and the sync's projection
     linear = 2 * n * (4 * d * d + 2 * d * m)
     attention_t = 2 * 2 * views * (times * tokens) ** 2 * d

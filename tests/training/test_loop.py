@@ -3,6 +3,7 @@
 The runs share compiled programs through JAX's compilation cache, since compiling is nearly all of their time.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,14 +19,15 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from fourreal.config import ModelSpec, TrainConfig, from_json, to_json
+from fourreal.config import TrainConfig
 from fourreal.data import pipeline
 from fourreal.data.masks import MaskMix
 from fourreal.data.pipeline import PipelineConfig
-from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, split_model
-from fourreal.models.weights import fit_weights, flat_names, read_config, read_weights
+from fourreal.models.checkpoints import ModelSpec
+from fourreal.models.weights import fit_weights, flat_names, read_config, read_weights, save_weights
+from fourreal.serialize import from_json, to_json
 from fourreal.training import loop
 from fourreal.training.checkpoint import Checkpoints, shapes_of
 from fourreal.training.loop import Start, run
@@ -88,10 +90,19 @@ def in_memory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(in_memory, tmp_path_factory) -> Path:
+def from_base(tmp_path_factory) -> Start:
+    """A start from the weights of a base."""
+    folder = tmp_path_factory.mktemp("base")
+    spec = ModelSpec(BASE, None, VIEWS, TIMES, SIZE)
+    save_weights(folder, fresh_params(BASE, None, GRID.seed), to_json(spec), dtype="float32")
+    return Start(init_from=str(folder))
+
+
+@pytest.fixture(scope="module")
+def unbroken(in_memory, from_base, tmp_path_factory) -> Path:
     """The folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    run(GRID, folder)
+    run(GRID, folder, from_base)
     return folder
 
 
@@ -128,8 +139,8 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def signalled_at(monkeypatch, place: int) -> None:
-    """Sends this process SIGTERM when the loop takes its batch number `place`."""
+def signalled_at(monkeypatch, place: int, sign: int) -> None:
+    """Sends this process a signal when the loop takes its batch number `place`."""
     batches = pipeline.grid_batches
 
     class Signalling:
@@ -139,7 +150,7 @@ def signalled_at(monkeypatch, place: int) -> None:
         def __next__(self):
             self.taken += 1
             if self.taken == place:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), sign)
             return next(self.batches)
 
         def close(self):
@@ -164,7 +175,7 @@ def test_run_writes_metrics_sheets_weights_and_its_config(unbroken):
 
 def test_weights_of_a_run_are_its_average_in_the_config_of_their_model(unbroken):
     spec = from_json(ModelSpec, read_config(unbroken / "weights"))
-    assert spec == ModelSpec(BASE, GridDiTConfig(), SigmaConfig(), VIEWS, TIMES, SIZE)
+    assert spec == ModelSpec(BASE, GridDiTConfig(), VIEWS, TIMES, SIZE)
     weights = flat_names(
         fit_weights(read_weights(unbroken / "weights"), split_model(spec.model, spec.grid)[1], "the run")
     )
@@ -185,11 +196,15 @@ def test_frozen_parameters_of_a_run_stay_at_their_initial_values(unbroken):
         np.testing.assert_array_equal(state[path], initial[name])
 
 
-def test_run_stopped_by_sigterm_saves_and_resumes_as_if_never_stopped(unbroken, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped(
+    unbroken, from_base, tmp_path, monkeypatch, capsys, sign
+):
     with monkeypatch.context() as patch:
-        signalled_at(patch, 4)  # taken while step 3 runs: 3 is no multiple of save_every
-        run(GRID, tmp_path / "run")
-    assert "stopped by a signal after 3 steps" in capsys.readouterr().out
+        signalled_at(patch, 4, sign)  # taken while step 3 runs: 3 is no multiple of save_every
+        with pytest.raises(KeyboardInterrupt) if sign == signal.SIGINT else contextlib.nullcontext():
+            run(GRID, tmp_path / "run", from_base)
+    assert "3 steps in" in (said := capsys.readouterr().out) and "go on with --resume" in said
     assert [json.loads(line)["step"] for line in lines_of(tmp_path / "run")] == [1, 2, 3, 3]
     assert (tmp_path / "run" / "weights").is_dir()
     run(GRID, tmp_path / "run", Start(resume=True))
@@ -199,7 +214,8 @@ def test_run_stopped_by_sigterm_saves_and_resumes_as_if_never_stopped(unbroken, 
 
 KILLED = """
 import json, os, sys
-from fourreal.config import TrainConfig, from_json
+from fourreal.config import TrainConfig
+from fourreal.serialize import from_json
 from fourreal.data import pipeline
 from fourreal.training import loop
 sys.path.insert(0, sys.argv[3])
@@ -211,15 +227,15 @@ def kill_after_step_5(self, step, values):
     if step == 5:
         os._exit(9)
 loop.MetricsWriter.write = kill_after_step_5
-loop.run(from_json(TrainConfig, json.loads(sys.argv[1])), loop.Path(sys.argv[2]))
+loop.run(from_json(TrainConfig, json.loads(sys.argv[1])), loop.Path(sys.argv[2]), loop.Start(init_from=sys.argv[4]))
 """
 
 
-def test_run_killed_without_warning_resumes_as_if_never_killed(unbroken, tmp_path):
+def test_run_killed_without_warning_resumes_as_if_never_killed(unbroken, from_base, tmp_path):
     """After step 5 with a checkpoint of 4 or, if that was still being written, of 2: later lines are written anew."""
     folder, here = tmp_path / "run", Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(to_json(GRID)), str(folder), str(here)],
+        [sys.executable, "-c", KILLED, json.dumps(to_json(GRID)), str(folder), str(here), from_base.init_from],
         env=os.environ | {"PYTHONPATH": str(here.parents[1]), "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
         capture_output=True,
         text=True,
@@ -247,12 +263,24 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
     assert_same_run(folder, unbroken)
 
 
-def test_run_with_another_model_does_not_resume(unbroken, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(unbroken, folder)
-    other = dataclasses.replace(GRID, model=dataclasses.replace(BASE, width=24))
-    with pytest.raises(ValueError, match="does not fit this config"):
-        run(other, folder, Start(resume=True))
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"model": dataclasses.replace(BASE, width=24)}, "trained with model.width 12, not 24"),
+        ({"optim": dataclasses.replace(GRID.optim, lr=0.5)}, "trained with optim.lr 0.01, not 0.5"),
+        ({"data": dataclasses.replace(GRID.data, batch_size=4)}, "trained with data.batch_size 2, not 4"),
+    ],
+)
+def test_run_does_not_resume_with_a_setting_that_changes_its_steps(unbroken, changed, text):
+    before = (unbroken / "config.json").read_text()
+    with pytest.raises(ValueError, match=text):
+        run(dataclasses.replace(GRID, **changed), unbroken, Start(resume=True))
+    assert (unbroken / "config.json").read_text() == before
+
+
+def test_part_of_a_model_does_not_train_on_a_random_base(tmp_path):
+    with pytest.raises(ValueError, match="name the base that stays frozen with --init-from"):
+        run(GRID, tmp_path / "run")
 
 
 def test_existing_folder_is_refused_and_left_alone(unbroken):
@@ -262,17 +290,20 @@ def test_existing_folder_is_refused_and_left_alone(unbroken):
     assert lines_of(unbroken) == before
 
 
-def test_overwrite_starts_from_nothing(unbroken, tmp_path):
+def test_overwrite_starts_from_nothing(unbroken, from_base, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     (folder / "old").touch()
-    run(GRID, folder, Start(overwrite=True))
+    run(GRID, folder, dataclasses.replace(from_base, overwrite=True))
     assert not (folder / "old").exists()
     assert_same_run(folder, unbroken)
 
 
-def test_overwrite_leaves_a_folder_that_is_no_run(tmp_path):
+@pytest.mark.parametrize("config", [None, "{}", '{"model_type": "other"}'])
+def test_overwrite_leaves_a_folder_that_is_no_run(tmp_path, config):
     (tmp_path / "photo.png").touch()
+    if config:
+        (tmp_path / "config.json").write_text(config)
     with pytest.raises(ValueError, match="is no run's folder"):
         run(GRID, tmp_path, Start(overwrite=True))
     assert (tmp_path / "photo.png").exists()
@@ -304,7 +335,7 @@ def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, c
     folder = tmp_path / "run"
     config = dataclasses.replace(GRID, trains="sync", optim=CLIPS.optim)
     run(config, folder, Start(init_from=str(clips)))
-    assert "fresh: sigma_projection, sync" in capsys.readouterr().out
+    assert "fresh: sync, sigma_projection" in capsys.readouterr().out
     base = read_weights(clips / "weights")
     frozen = {path: value for path, value in state_of(folder, config).items() if path.startswith("['frozen']")}
     for path, value in frozen.items():
@@ -314,11 +345,11 @@ def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, c
 
 def test_weights_of_another_base_are_refused(clips, tmp_path):
     other = dataclasses.replace(GRID, model=dataclasses.replace(BASE, mlp_width=24))
-    with pytest.raises(ValueError, match=r"--init-from .* tensor base\.blocks\.mlp.* this config needs"):
+    with pytest.raises(ValueError, match=r"--init-from .*: its mlp_width is 16, this config has 24"):
         run(other, tmp_path / "run", Start(init_from=str(clips)))
 
 
-def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(from_base, tmp_path, monkeypatch):
     step = loop.make_train_step
 
     def broken_at_3(forward, config):
@@ -338,6 +369,6 @@ def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(tmp_pa
     monkeypatch.setattr(loop, "make_train_step", broken_at_3)
     config = dataclasses.replace(GRID, optim=CLIPS.optim, save_every=100, eval_every=0)
     with pytest.raises(FloatingPointError, match=r"step 3: loss nan.*last good parameters are saved"):
-        run(config, tmp_path / "run")
+        run(config, tmp_path / "run", from_base)
     saved = state_of(tmp_path / "run", config)
     assert all(np.isfinite(value).all() for value in saved.values())

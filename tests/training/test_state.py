@@ -31,8 +31,8 @@ SYNC = {
     "base.context",
     "base.hint_embed.kernel",
     "base.hint_embed.bias",
-    "base.head.hint_gate.kernel",
-    "base.head.hint_gate.bias",
+    "base.head.copy_gate.kernel",
+    "base.head.copy_gate.bias",
 }
 ATTENTION = {
     f"base.blocks.attention.{part}"

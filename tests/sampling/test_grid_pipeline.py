@@ -3,18 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from fourreal.sampling.checkpoints import describe_checkpoint
 
 import fourreal
-from fourreal.config import ModelSpec, to_json
-from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
+from fourreal.models.checkpoints import ModelSpec, describe_checkpoint
 from fourreal.models.weights import save_weights
 from fourreal.sampling.pipeline import GridPipeline
+from fourreal.serialize import to_json
 
 BASE = VideoDiTConfig(width=24, depth=2, heads=2, mlp_width=48, patch=(1, 4, 4), hints=True)
-SPEC = ModelSpec(BASE, GridDiTConfig("soft"), SigmaConfig(), views=3, times=2, size=8)
+SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=3, times=2, size=8)
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
 GIVEN = np.array([[True, True], [True, False], [False, False]])
@@ -84,7 +83,7 @@ def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, st
 
 
 def test_a_base_alone_is_refused_as_a_grid_pipeline(tmp_path):
-    spec = ModelSpec(BASE, None, SigmaConfig(), views=3, times=2, size=8)
+    spec = ModelSpec(BASE, None, views=3, times=2, size=8)
     save_weights(tmp_path, fresh_params(BASE, None, 0), to_json(spec))
     with pytest.raises(ValueError, match="base on clips"):
         fourreal.load_pipeline(tmp_path)
