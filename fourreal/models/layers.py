@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from fourreal.models.attention import attend, clip_attention
 
 EPSILON = 1e-6
+GATES = (2, 5)  # of the six modulation vectors: shift, scale, gate of the attention, shift, scale, gate of the MLP
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -128,7 +129,9 @@ class Block(nnx.Module):
     """One transformer block over clips `[..., f, s, d]`; `attention` decides which tokens see each other."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, *, text: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.modulation = nnx.Param(jax.random.normal(rngs.params(), (6, width)) / width**0.5)
+        # Wan's table is small noise; its two gates start at 1 here, so that a fresh block already passes what it computes.
+        table = jax.random.normal(rngs.params(), (6, width)) / width**0.5
+        self.modulation = nnx.Param(table.at[jnp.array(GATES)].add(1.0))
         self.attention = SelfAttention(width, heads, dtype=dtype, rngs=rngs)
         self.mlp = MLP(width, mlp_width, width, dtype=dtype, rngs=rngs)
         if text:
