@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from fourreal.cli import parse
 from fourreal.config import TrainConfig, load_config
 from fourreal.data.pipeline import PipelineConfig
 from fourreal.models import GridDiTConfig
+from fourreal.models.build import split_model
 from fourreal.models.checkpoints import ModelSpec
 from fourreal.serialize import from_json, to_json
 from fourreal.training.optimizer import OptimConfig
@@ -138,3 +140,10 @@ def test_value_out_of_range_exits_2_with_one_line():
     done = call("configs/nano.py", "--steps", "0")
     assert done.returncode == 2
     assert "steps is 0: give 1 or more" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_tiny_has_at_most_10_million_parameters_in_heads_of_64():
+    config = load_config(ROOT / "configs" / "tiny.py")
+    _, shapes = split_model(config.model, config.grid)
+    assert 8e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 10e6
+    assert config.model.width == 64 * config.model.heads and (config.data.views, config.data.times) == (8, 8)
