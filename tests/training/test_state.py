@@ -70,7 +70,7 @@ def test_count_of_trained_sync_parameters_is_that_of_their_shapes(tiny, params):
     """Two layers of ModLinear 2d -> 2d with a 2 x 2 x d table, one projection d -> 4d, and what conditions the base."""
     d, area = 24, 4
     mod_linear = 2 * d * 2 * d + 2 * d + 4 * d
-    conditions = d + 3 * 6 * d + (2 * area * 4 * d + d) + (d * 2 * area + 2 * area)
+    conditions = d + 3 * 6 * d + (2 * area * 4 * d + d) + (d * 3 * area + 3 * area)
     expected = 2 * mod_linear + (d * 4 * d + 4 * d) + conditions
     assert sum(leaf.size for leaf in jax.tree.leaves(split_params(params, "sync")[0])) == expected
 
