@@ -175,10 +175,9 @@ def _count_video(path: Path, shown: str) -> int:
             raise MediaError(f"{shown}: no video in it; {EXPECTED}")
         stream = container.streams.video[0]
         packets = [packet.is_discard for packet in container.demux(stream) if packet.size]
-    if stream.frames > len(packets):
-        raise ValueError(
-            f"{shown}: truncated, it promises {stream.frames} frames and holds {len(packets)}; fetch it again"
-        )
+        promised = stream.frames
+    if promised > len(packets):
+        raise ValueError(f"{shown}: truncated, it promises {promised} frames and holds {len(packets)}; fetch it again")
     if not packets:
         raise MediaError(f"{shown}: it holds no frames; {EXPECTED}")
     return packets.count(False)
