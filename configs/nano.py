@@ -7,8 +7,7 @@ from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.training.optimizer import OptimConfig
 
-# Half the examples are what `make sample` shows, a view and a time given: 800 small batches are too few for the default mix,
-# whose harder masks have by far the larger loss.
+# Half the examples are what `make sample` shows, a view and a time given; the default mix has 30 % of them.
 MASKS = MaskMix(view_and_time=0.8)
 
 CONFIG = TrainConfig(
