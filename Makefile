@@ -29,7 +29,7 @@ lint: .venv/dev
 	@touch $@
 
 .venv/dev: .venv/created pyproject.toml constraints.txt
-	$(PIP) -e '.[train,render,dev]'
+	$(PIP) -e '.[train,render,eval,dev]'
 	@touch $@ .venv/runtime
 
 clean:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import fourreal
+from fourreal.models import Cameras
 from fourreal.sampling.contact import animated_picture
 from fourreal.sampling.export import GridResult, panels
 from fourreal.sampling.inputs import read_grid
@@ -31,7 +32,8 @@ def main() -> None:
     pipe = fourreal.load_pipeline(options.checkpoint)
     spec = pipe.config
     inputs = read_grid(options.grid, (spec.views, spec.times, spec.size, spec.size))
-    sampled = pipe(inputs.frames, inputs.given)
+    cameras = Cameras(inputs.K, inputs.c2w) if spec.model.cameras else None
+    sampled = pipe(inputs.frames, inputs.given, cameras=cameras)
     result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, inputs.K, inputs.c2w)
     animated_picture(options.out / "nano.webp", panels(result), inputs.given)
     (options.out / "nano_training.svg").write_text(curve(options.metrics))

@@ -4,15 +4,27 @@ Each verb is a frozen dataclass of options with a method `run`, owned by the mod
 when it is called, so that `fourreal --help` stays fast. FOURREAL_TRACEBACK=1 shows where an error came from.
 """
 
+import _thread
+import contextlib
 import difflib
+import errno
+import functools
 import importlib
+import io
 import os
 import sys
+import threading
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # verb -> (module, dataclass, one line of help)
 VERBS = {
     "train": ("fourreal.training.command", "Train", "train a model from a config file: fourreal train configs/nano.py"),
     "sample": ("fourreal.sampling.command", "Sample", "sample a grid from videos and pictures"),
+    "evaluate": ("fourreal.evaluation.command", "Evaluate", "score checkpoints and baselines on grids, with a report"),
+    "ablate": ("fourreal.evaluation.ablation", "Ablate", "compare fusions: fourreal ablate configs/ablation.py"),
     "data build": ("fourreal.data.pack", "BuildPack", "build the pack of animated assets from game data"),
     "data render": ("fourreal.data.render_command", "Render", "render 4D grids and write them as ArrayRecord"),
 }
@@ -23,8 +35,13 @@ USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the optio
 
 
 def main(argv: list[str] | None = None, verb: str | None = None) -> None:
-    """Runs one verb (`train.py` and `sample.py` fix theirs) and exits: 0 done, 1 broken loss, 2 bad input, 130 interrupted."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Runs one verb (`train.py` and `sample.py` fix theirs) and exits: 0 done, 1 broken loss, 2 bad input or a failed
+    read or write (a full disk, say), 130 interrupted."""
+    script, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
+    if script:
+        sys.unraisablehook = interrupt_again
+    with contextlib.suppress(AttributeError):  # a stream of the caller's own
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     if verb is None:
         if argv[:1] in ([], ["-h"], ["--help"]):
             print(USAGE)
@@ -50,17 +67,21 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
     try:
         parse(verb, argv).run()
     except KeyboardInterrupt:
-        print(f"fourreal {verb}: interrupted", file=sys.stderr)
+        print(f"fourreal {verb}: interrupted", file=sys.stderr, flush=True)
+        if script:  # without tearing down: a program that XLA still compiles in another thread would crash that
+            sys.stdout.flush()
+            os._exit(130)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if os.environ.get("FOURREAL_TRACEBACK") or (missing or "").startswith("fourreal"):
             raise
         message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            message = f"{error.strerror}: free some space, or name another folder to write to"
         if missing:
-            message = (
-                f"the package '{missing}' is not installed: make setup, or pip install -e '.[train,render]', brings it"
-            )
+            extras = ".[train,render,eval]"
+            message = f"the package '{missing}' is not installed: make setup, or pip install -e '{extras}', brings it"
         fail(f"fourreal {verb}", message, code=1 if isinstance(error, FloatingPointError) else 2)
 
 
@@ -68,11 +89,32 @@ def parse(verb: str, argv: list[str]):
     """The verb's options from the command line; a verb with a syntax of its own has a `parse`."""
     module, name, _ = VERBS[verb]
     options = getattr(importlib.import_module(module), name)
-    if hasattr(options, "parse"):
-        return options.parse(argv, f"fourreal {verb}")
+    parse_options = getattr(options, "parse", None) or functools.partial(read_options, options)
+    return parse_options(argv, f"fourreal {verb}")
+
+
+def read_options(options: type[T], argv: list[str], prog: str, **settings: Any) -> T:
+    """The dataclass `options` from the command line; ValueError says in one line what tyro draws as a box of several."""
     import tyro
 
-    return tyro.cli(options, args=argv, prog=f"fourreal {verb}")
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(options, args=argv, prog=prog, **settings)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    rows = [row.strip("│|").strip() for row in box.getvalue().splitlines()[1:-1]]
+    sections = " ".join(row if set(row) - set("─-") else ";" for row in rows)
+    raise ValueError(sections.replace(" ;", ";"))
+
+
+def interrupt_again(unraisable: Any) -> None:
+    """A Ctrl-C that falls into a callback, where Python prints and forgets it, comes again a moment later."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def fail(program: str, message: str, code: int = 2) -> None:

@@ -6,15 +6,19 @@ a run or a checkpoint stores is JSON.
 
 import dataclasses
 import difflib
+import math
 import runpy
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fourreal.data.pipeline import PipelineConfig
 from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiTConfig
+from fourreal.serialize import flat_settings, to_json
 from fourreal.training.optimizer import OptimConfig
+
+Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,13 @@ class TrainConfig:
     """steps between lines of metrics.jsonl"""
 
     def __post_init__(self):
+        if Path(self.name).name != self.name or not self.name:
+            raise ValueError(
+                f"name is '{self.name}': give a plain name, without slashes; the run's folder is runs/NAME"
+            )
+        for setting, value in flat_settings(to_json(self)).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{setting} is nan: give a number")
         for field, least in (("steps", 1), ("eval_grids", 1), ("save_every", 1), ("log_every", 1), ("eval_every", 0)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}: give {least} or more")
@@ -58,18 +69,18 @@ class TrainConfig:
             raise ValueError(f"trains is '{self.trains}' with data.kind 'clip': the base on clips trains 'all'")
 
 
-def load_config(path: str | Path) -> TrainConfig:
-    """Runs a config file and returns its CONFIG; raises FileNotFoundError or ValueError."""
+def load_config(path: str | Path, kind: type[Config] = TrainConfig) -> Config:
+    """Runs a config file and returns its CONFIG of a kind; raises FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         known = sorted(str(file) for file in Path("configs").glob("*.py"))
-        near = difflib.get_close_matches(str(path), known, n=1)
+        near = difflib.get_close_matches(str(path), [*known, *map(str, path.parent.glob("*.py"))], n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
         raise FileNotFoundError(f"there is no config file {path}; {hint}")
     try:
         config = runpy.run_path(str(path)).get("CONFIG")
-    except (SyntaxError, TypeError, NameError, ImportError) as error:
-        raise ValueError(f"{path} does not run: {error}") from error
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"{path} sets no CONFIG = TrainConfig(...)")
+    except (Exception, SystemExit) as error:  # whatever the user's own code does
+        raise ValueError(f"{path} does not run ({type(error).__name__}: {error}): mend the file") from error
+    if not isinstance(config, kind):
+        raise ValueError(f"{path} sets no CONFIG = {kind.__name__}(...): see configs/ for files that do")
     return config

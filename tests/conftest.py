@@ -17,7 +17,7 @@ from fourreal.models.build import fresh_params, make_forward, split_model
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-TINY_MODELS = ("models", "diffusion", "training")  # folders of tests that compile much and compute little
+TINY_MODELS = ("models", "diffusion", "training", "evaluation")  # folders of tests that compile much and compute little
 SYNC_PARTS = ("sync", "sigma_projection")
 
 
@@ -41,7 +41,7 @@ def params(base: VideoDiTConfig, grid: GridDiTConfig | None = None, seed: int = 
     """
     # One initialisation serves all fusions: only the sync parameters' shapes differ.
     flat = dict(initial(base, None))
-    if grid is not None and grid.fusion in ("soft", "hard"):
+    if grid is not None and (grid.fusion in ("soft", "hard") or grid.matched):
         flat |= {k: v for k, v in initial(base, grid).items() if k[0] in SYNC_PARTS}
     for path, value in flat.items():
         if not (fresh_sync and path[0] in SYNC_PARTS):

@@ -35,11 +35,15 @@ class Break:
     """under tests/, as pytest names it"""
 
 
+BAD_INPUT = "test_bad_input.py::test_bad_input_is_one_line_exit_code_2_and_leaves_no_trace"
 GRID, ATTENTION, LAYERS = "test_grid.py::test_", "models/test_attention.py::test_", "models/test_layers.py::test_"
 DIT, SYNC, GRID_DIT = "models/test_video_dit.py::test_", "models/test_sync.py::test_", "models/test_grid_dit.py::test_"
+CAMERAS = "models/test_cameras.py::test_"
 WEIGHTS, FLOW = "models/test_weights.py::test_", "diffusion/test_flow.py::test_"
 GUIDANCE, SAMPLERS = "diffusion/test_guidance.py::test_", "diffusion/test_samplers.py::test_"
 OPTIMIZER, STATE, STEP = (f"training/test_{name}.py::test_" for name in ("optimizer", "state", "step"))
+ABLATION = "evaluation/test_ablation.py::test_"
+CHECKPOINT, METRICS = (f"training/test_{name}.py::test_" for name in ("checkpoint", "metrics"))
 MASKS, PIPELINE = "data/test_masks.py::test_", "data/test_pipeline.py::test_"
 
 BREAKS = [
@@ -68,6 +72,25 @@ BREAKS = [
         "jnp.where(given, 0.0, sigma.astype(jnp.float32))",
         "sigma + 0.0 * given",
         GRID + "sigma_of_an_example_reaches_all_of_its_unknown_cells",
+    ),
+    # models/cameras.py
+    Break(
+        "models/cameras.py",
+        "jnp.cross(origins",
+        "jnp.cross(-origins",
+        CAMERAS + "every_point_on_a_pixels_ray_has_its_moment",
+    ),
+    Break(
+        "models/cameras.py",
+        "[:height, :width] + 0.5",
+        "[:height, :width]",
+        CAMERAS + "every_point_on_a_pixels_ray_has_its_moment",
+    ),
+    Break(
+        "models/cameras.py",
+        "/ focus[..., None, None]",
+        "/ 1",
+        CAMERAS + "rays_do_not_depend_on_the_worlds_place_direction_and_unit",
     ),
     # models/attention.py
     Break("models/attention.py", "-1] ** -0.5", "-1] ** -1.0", ATTENTION + "attend_is_a_dense_softmax"),
@@ -201,6 +224,18 @@ BREAKS = [
         "return sum(heads)",
         GRID_DIT + "unsynchronized_streams_equal_the_base_on_every_video",
     ),
+    Break(
+        "models/grid_dit.py",
+        "sum(mod_linear(x, y, shift_scale, output)",
+        "sum(mod_linear(y, x, shift_scale, output)",
+        GRID_DIT + "matched_control_adds_a_linear_map_of_a_blocks_input_and_output[fused]",
+    ),
+    Break(
+        "models/grid_dit.py",
+        "over_times(block, x), sync.TIME)",
+        "over_times(block, x), sync.VIEW)",
+        GRID_DIT + "matched_control_adds_a_linear_map_of_a_blocks_input_and_output[sequential]",
+    ),
     # models/weights.py
     Break(
         "models/weights.py",
@@ -319,10 +354,90 @@ BREAKS = [
         "training/test_loop.py::test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped[15]",
     ),
     Break(
+        "training/checkpoint.py",
+        "if found.get(name) != sealed[name]",
+        "if name not in found",
+        CHECKPOINT + "newest_checkpoint_with_a_broken_file_gives_way_to_the_one_before[state/d/*-one bit]",
+    ),
+    Break(
+        "training/checkpoint.py",
+        "(wait or self._saving[1].done())",
+        "wait",
+        CHECKPOINT + "failed_save_is_raised_by_the_next_check_without_waiting_for_the_next_save",
+    ),
+    Break(
+        "training/metrics.py",
+        "if step > start_step:",
+        "if False:",
+        METRICS + "resumed_logs_drop_what_came_after_the_checkpoint[3]",
+    ),
+    Break(
+        "training/metrics.py",
+        "or end > len(data):",
+        ":",
+        METRICS + "torn_last_entry_is_written_anew[0-21-tensorboard/events.out.tfevents.run]",
+    ),
+    Break(
         "serialize.py",
         "        if key not in fields:",
         "        if False:",
         "training/test_config.py::test_unknown_key_is_refused_with_its_path_and_the_nearest_known_one",
+    ),
+    # evaluation
+    Break(
+        "evaluation/metrics.py",
+        "(variances + c2)",
+        "(variances + c1)",
+        "evaluation/test_metrics.py::test_ssim_is_that_of_scikit_image",
+    ),
+    Break(
+        "evaluation/statistics.py",
+        "size=(RESAMPLES, count)",
+        "size=(RESAMPLES, 2 * count)",
+        "evaluation/test_statistics.py::test_interval_is_scipys_percentile_bootstrap",
+    ),
+    Break(
+        "evaluation/evaluate.py",
+        "return np.where(self.given[:, :, None, None, None], self.truth, np.uint8(0))",
+        "return self.truth",
+        "evaluation/test_evaluate.py::test_no_method_sees_an_unknown_cell",
+    ),
+    Break(
+        "evaluation/evaluate.py",
+        'whole = text[: text.rfind("\\n") + 1]',
+        "whole = text",
+        "evaluation/test_evaluate.py::test_a_killed_evaluation_goes_on_and_ends_as_if_never_stopped",
+    ),
+    Break(
+        "evaluation/optical_flow.py",
+        "flow(frames[w, t], frames[w, s])",
+        "flow(frames[w, s], frames[w, t])",
+        "evaluation/test_optical_flow.py::test_transport_moves_the_views_frame_as_the_given_video_moves",
+    ),
+    # bad input
+    Break(
+        "serialize.py",
+        "if type(value) is option or",
+        "if True or",
+        BAD_INPUT + "[bool_for_a_depth]",
+    ),
+    Break(
+        "sampling/media.py",
+        "(needed != stored or needed > MOST_BYTES)",
+        "False",
+        BAD_INPUT + "[npz_that_claims_10^12_frames]",
+    ),
+    Break(
+        "data/builders/grids.py",
+        " or not {features",
+        " or False and not {features",
+        BAD_INPUT + "[data_set_that_names_a_class_of_its_own]",
+    ),
+    Break(
+        "destination.py",
+        "for leftover in (partial, old):",
+        "for leftover in (old,):",
+        BAD_INPUT + "[unit_that_is_no_mesh]",
     ),
     # data
     Break(
@@ -342,6 +457,25 @@ BREAKS = [
         "range(start_step * share,",
         "range(start_step,",
         PIPELINE + "batch_of_a_step_is_the_same_wherever_the_run_starts[grid]",
+    ),
+    Break(
+        "data/pipeline.py",
+        "if own <= chosen]",
+        "if own & chosen]",
+        PIPELINE + "share_of_the_units_leaves_the_grids_that_show_no_others",
+    ),
+    # evaluation
+    Break(
+        "evaluation/ablation_report.py",
+        "budget = min(",
+        "budget = max(",
+        ABLATION + "equal_flops_are_those_of_the_cheapest_run_and_scores_are_read_between_evaluations",
+    ),
+    Break(
+        "evaluation/ablation.py",
+        "cell_noise(seed, *frames",
+        "cell_noise(0 * seed, *frames",
+        ABLATION + "noise_of_a_test_grid_is_its_own_and_the_same_for_every_arm",
     ),
 ]
 

@@ -37,13 +37,7 @@ class Assets:
         self.model = functools.lru_cache(maxsize=64)(self._model)
         self.picture = functools.lru_cache(maxsize=64)(self._picture)
         if (self.folder / "manifest.json").is_file():
-            manifest = json.loads((self.folder / "manifest.json").read_text())
-            self._clips = [
-                UnitClip(unit["name"], clip["file"], clip["name"], unit["split"])
-                for unit in manifest["units"]
-                for clip in unit["clips"]
-            ]
-            grounds = {entry["file"]: entry["split"] for entry in manifest["grounds"]}
+            self._clips, grounds = _read_manifest(self.folder / "manifest.json")
         else:
             self._clips = [
                 UnitClip(path.stem, path.name, clip, split_of(path.stem))
@@ -58,6 +52,16 @@ class Assets:
             raise FileNotFoundError(f"{self.folder} holds no animated .glb file: put at least one there")
         self._ground_folder = self.folder if grounds or self.folder == BUNDLED else BUNDLED
         self._grounds = grounds or Assets()._grounds
+
+    def check(self) -> None:
+        """Reads every file once; ValueError for one that cannot be used. (The bundled ones have tests.)"""
+        for file in dict.fromkeys(clip.file for clip in self._clips):
+            model = self.model(file)
+            if lost := [clip.clip for clip in self._clips if clip.file == file and clip.clip not in model.clips]:
+                raise ValueError(f"{model.path} has no clip '{lost[0]}': its clips are {sorted(model.clips)}")
+            model.check()
+        for file in self._grounds:
+            self.ground(file)
 
     def clips(self, split: str) -> list[UnitClip]:
         """The clips of a split, in a fixed order. Raises ValueError if it has none."""
@@ -88,7 +92,29 @@ class Assets:
     def _picture(self, path: Path) -> np.ndarray:
         from PIL import Image
 
-        return np.asarray(Image.open(path).convert("RGB"))
+        try:
+            return np.asarray(Image.open(path, formats=("PNG", "JPEG")).convert("RGB"))
+        except Exception as error:  # a damaged picture can make its reader raise anything
+            raise ValueError(f"{path} cannot be read ({error}): expected a png or jpeg; replace it") from error
+
+
+def _read_manifest(path: Path) -> tuple[list[UnitClip], dict[str, str]]:
+    """The clips and the grounds (file -> split) of a manifest; ValueError if it is none or names files elsewhere."""
+    try:
+        manifest = json.loads(path.read_text())
+        clips = [
+            UnitClip(unit["name"], clip["file"], clip["name"], unit["split"])
+            for unit in manifest["units"]
+            for clip in unit["clips"]
+        ]
+        grounds = {entry["file"]: entry["split"] for entry in manifest["grounds"]}
+        elsewhere = [f for f in [*grounds, *(c.file for c in clips)] if Path(f).is_absolute() or ".." in Path(f).parts]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is no manifest of a pack ({reason}): build the pack again, or delete it") from error
+    if elsewhere:
+        raise ValueError(f"{path} names a file outside its folder, {elsewhere[0]}: build the pack again, or delete it")
+    return clips, grounds
 
 
 def split_of(name: str) -> str:

@@ -58,7 +58,7 @@ def read_g3d(path: Path | str) -> list[G3DMesh]:
     path = Path(path)
     reader = _Reader(path.read_bytes(), path)
     if reader.data[:3] != b"G3D" or reader.data[3:4] not in (b"\x03", b"\x04"):
-        raise ValueError(f"{path} is not a G3D file of version 3 or 4 (it starts with {reader.data[:4]!r})")
+        raise ValueError(f"{path} is not a G3D file of version 3 or 4: unpack the package again")
     reader.at = 4
     try:
         if reader.data[3] == 4:
@@ -66,8 +66,10 @@ def read_g3d(path: Path | str) -> list[G3DMesh]:
             return [_mesh_v4(reader) for _ in range(count)]
         (count,) = reader.unpack("I")
         return [_mesh_v3(reader) for _ in range(count)]
-    except (struct.error, ValueError) as error:
-        raise ValueError(f"{path} ends early or is damaged at byte {reader.at}: {error}") from error
+    except (struct.error, ValueError, MemoryError, OverflowError) as error:
+        raise ValueError(
+            f"{path} ends early or is damaged at byte {reader.at} ({error}): unpack the package again"
+        ) from error
 
 
 def _mesh_v4(reader: _Reader) -> G3DMesh:

@@ -12,6 +12,9 @@ import functools
 import io
 import json
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from einops import einsum, rearrange
 DTYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 Z_UP = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
+MOST_VERTICES, MOST_SECONDS = 2**24, 2**16
 REST = {"translation": (0, 0, 0), "rotation": (0, 0, 0, 1), "scale": (1, 1, 1)}
 
 
@@ -47,6 +51,10 @@ class AnimatedModel:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        with _damage(self.path):
+            self._read()
+
+    def _read(self) -> None:
         self._document, self._binary = _read_container(self.path)
         self._nodes = self._document.get("nodes", [])
         self._parents = {child: i for i, node in enumerate(self._nodes) for child in node.get("children", [])}
@@ -67,22 +75,40 @@ class AnimatedModel:
     @functools.cached_property
     def primitives(self) -> list[Primitive]:
         """The fixed part of each primitive, in the order of `pose`."""
-        return [self._primitive(part) for _, _, part in self._parts]
+        with _damage(self.path):
+            return [self._primitive(part) for _, _, part in self._parts]
+
+    @np.errstate(all="ignore")
+    def check(self) -> None:
+        """Reads everything once; ValueError for what cannot be drawn."""
+        for clip, about in self.clips.items():
+            for part, positions in zip(self.primitives, self.pose(clip, np.linspace(0, about.seconds, 3)), strict=True):
+                counts = {positions.shape[1], len(part.uv), len(part.uv if part.normals is None else part.normals)}
+                inside = part.triangles.size and part.triangles.min() >= 0 and part.triangles.max() < min(counts)
+                extent = np.ptp(positions, (0, 1)).max()
+                if len(counts) > 1 or not inside or not 0 < extent < np.inf:
+                    raise ValueError(
+                        f"{self.path} cannot be drawn: clip '{clip}' has vertices that are missing, not finite or all in "
+                        "one place; export it again"
+                    )
 
     def pose(self, clip: str, seconds: np.ndarray) -> list[np.ndarray]:
         """The vertices of each primitive, float32 [t, n, 3], z up, at the times [t] of a clip (clamped to its ends)."""
         if clip not in self._animations:
             raise ValueError(f"{self.path} has no clip '{clip}': its clips are {sorted(self.clips)}")
         seconds = np.asarray(seconds, np.float32)
-        channels = self._channels(self._animations[clip], seconds)
-        transforms = functools.cache(functools.partial(self._transform, channels, len(seconds)))
-        return [self._vertices(channels, transforms, len(seconds), *part) @ Z_UP.T for part in self._parts]
+        with _damage(self.path):
+            channels = self._channels(self._animations[clip], seconds)
+            transforms = functools.cache(functools.partial(self._transform, channels, len(seconds)))
+            return [self._vertices(channels, transforms, len(seconds), *part) @ Z_UP.T for part in self._parts]
 
     # --- files and accessors
 
     def _bytes(self, view: int) -> tuple[memoryview, int | None]:
         entry = self._document["bufferViews"][view]
         start = entry.get("byteOffset", 0)
+        if start < 0 or start + entry["byteLength"] > len(self._binary):
+            raise ValueError(f"buffer view {view} lies outside the file")
         return memoryview(self._binary)[start : start + entry["byteLength"]], entry.get("byteStride")
 
     def _strided(self, view: int, start: int, count: int, dtype, width: int) -> np.ndarray:
@@ -94,8 +120,11 @@ class AnimatedModel:
         """An accessor as [count, width]: integers as they are, normalised integers as floats."""
         entry = self._document["accessors"][index]
         dtype, width = DTYPES[entry["componentType"]], WIDTHS[entry["type"]]
-        values = np.zeros((entry["count"], width), dtype)
-        if "bufferView" in entry:
+        if "bufferView" not in entry and entry["count"] > MOST_VERTICES:
+            raise ValueError(f"{entry['count']} values without data")
+        if "bufferView" not in entry:
+            values = np.zeros((entry["count"], width), dtype)
+        else:
             values = self._strided(entry["bufferView"], entry.get("byteOffset", 0), entry["count"], dtype, width)
         if "sparse" in entry:
             count, at, new = (entry["sparse"][key] for key in ("count", "indices", "values"))
@@ -128,14 +157,18 @@ class AnimatedModel:
                 raise ValueError(
                     f"{self.path} keeps a texture outside the file: export it as one .glb with textures inside"
                 )
-            pixels = np.asarray(Image.open(io.BytesIO(self._bytes(image["bufferView"])[0])).convert("RGB"), np.float64)
+            with warnings.catch_warnings(action="ignore"):  # of large pictures
+                picture = Image.open(io.BytesIO(self._bytes(image["bufferView"])[0]), formats=("PNG", "JPEG", "WEBP"))
+                pixels = np.asarray(picture.convert("RGB"), np.float64)
         return np.rint(pixels * factor).clip(0, 255).astype(np.uint8)
 
     # --- animation
 
     def _clip(self, animation: dict) -> Clip:
-        ends = [self._document["accessors"][sampler["input"]]["max"][0] for sampler in animation["samplers"]]
-        return Clip(max(ends), animation.get("extras", {}).get("loop", True))
+        ends = [self._accessor(sampler["input"]).max() for sampler in animation["samplers"]]
+        if not 0 <= max(ends) < MOST_SECONDS:
+            raise ValueError(f"a clip of {max(ends)} seconds")
+        return Clip(float(max(ends)), animation.get("extras", {}).get("loop", True))
 
     def _channels(self, animation: dict, seconds: np.ndarray) -> dict[tuple[int, str], np.ndarray]:
         """(node, path) -> values [t, width] at the given times."""
@@ -194,6 +227,18 @@ class AnimatedModel:
         index = self._accessor(attributes["JOINTS_0"]).astype(np.int64)
         matrix = einsum(joints[:, index], share, "t n k i j, n k -> t n i j")
         return einsum(matrix[..., :3], positions, "t n i j, t n j -> t n i")[..., :3] + matrix[..., :3, 3]
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in a file, as one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or str(error).startswith(str(path)):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged ({reason}): expected glTF 2.0; export it again as .glb") from error
 
 
 def rotation_from_quaternion(quaternion: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ LEAST_MOVING = 0.03
 LEAST_SUBJECT = 0.05
 MOST_CUT = 0.1
 LEAST_BRIGHTNESS = 20.0
+
+
+MOST_WORKERS = 256
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,10 @@ class GridStream:
     """Iterates over the first `count` good grids of a request; `rejected` counts the others by flaw as it goes."""
 
     def __init__(self, request: GridRequest, count: int, workers: int = 1):
-        if count < 0 or workers < 1:
-            raise ValueError(f"{count} grids in {workers} processes cannot be: grids >= 0 and workers >= 1")
+        if count < 0 or not 1 <= workers <= MOST_WORKERS:
+            raise ValueError(
+                f"{count} grids in {workers} processes cannot be: grids >= 0 and 1 to {MOST_WORKERS} workers"
+            )
         self.request, self.count, self.workers = request, count, workers
         self.rejected: collections.Counter = collections.Counter()
 
@@ -97,7 +104,7 @@ class GridStream:
         context = multiprocessing.get_context("spawn")
         for library in ("OMP", "OPENBLAS", "MKL"):  # a process a core: more threads would only wait for each other
             os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-        with concurrent.futures.ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(self.workers, context, _leave_with_parent) as pool:
             indices = itertools.count()
             waiting = collections.deque(
                 pool.submit(_render, self.request, next(indices)) for _ in range(3 * self.workers)
@@ -109,6 +116,17 @@ class GridStream:
                     yield result
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_with_parent() -> None:
+    """Ends this process when the one that started it is gone: one that is killed does not shut its pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends the others
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render(request: GridRequest, index: int) -> tuple[dict, str | None]:

@@ -10,7 +10,6 @@ one or the same body go together, so nothing seen in training is seen again in a
 
 import io
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from fourreal.data.pack_selection import (
     stable_number,
 )
 from fourreal.data.pack_texts import CHANGES, credits_text, licence_text
+from fourreal.destination import check_creatable, whole_folder
 
 TEAM_COLOURS = (
     (190, 30, 30),
@@ -63,31 +63,32 @@ class BuildPack:
         data = self.source / "usr/share/games/megaglest"
         if not (data / "techs/megapack/factions").is_dir():
             raise FileNotFoundError(f"no game data under {data}: unpack megaglest-data there with dpkg -x")
+        check_creatable(self.out)
         if self.out.exists() and not self.overwrite:
             raise ValueError(f"{self.out} exists already: name another --out or pass --overwrite")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} is a file: name a folder with --out")
         if self.out.exists() and any(self.out.iterdir()) and not (self.out / "manifest.json").is_file():
             raise ValueError(f"{self.out} is no pack, so --overwrite leaves it: name another --out")
-        building = self.out.with_name(self.out.name + ".incomplete")
-        shutil.rmtree(building, ignore_errors=True)
-        (building / "grounds").mkdir(parents=True)
-        units = select_units(data / "techs/megapack/factions")
-        splits = split_units(units)
-        entries = [self._write_unit(building, unit, splits[unit.name]) for unit in units]
-        manifest = {
-            "format": 1,
-            "source": "megaglest-data (Debian package)",
-            "licence": "CC-BY-SA-3.0",
-            "units": entries,
-            "grounds": self._write_grounds(building, data / "tilesets"),
-        }
-        (building / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        copyright_file = self.source / "usr/share/doc/megaglest-data/copyright"
-        (building / "LICENSE").write_text(licence_text(copyright_file))
-        (building / "CREDITS").write_text(credits_text(copyright_file))
-        (building / "CHANGES").write_text(CHANGES)
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        building.rename(self.out)
+        with whole_folder(self.out) as building:
+            (building / "grounds").mkdir(parents=True)
+            units = select_units(data / "techs/megapack/factions")
+            if not units:
+                raise ValueError(f"no unit under {data} has clips that move: unpack the whole package there")
+            splits = split_units(units)
+            entries = [self._write_unit(building, unit, splits[unit.name]) for unit in units]
+            manifest = {
+                "format": 1,
+                "source": "megaglest-data (Debian package)",
+                "licence": "CC-BY-SA-3.0",
+                "units": entries,
+                "grounds": self._write_grounds(building, data / "tilesets"),
+            }
+            (building / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            copyright_file = self.source / "usr/share/doc/megaglest-data/copyright"
+            (building / "LICENSE").write_text(licence_text(copyright_file))
+            (building / "CREDITS").write_text(credits_text(copyright_file))
+            (building / "CHANGES").write_text(CHANGES)
         self._report(manifest)
 
     def _report(self, manifest: dict) -> None:

@@ -60,7 +60,7 @@ def select_units(factions: Path) -> list[SourceUnit]:
     """The units with clips that move enough; what another unit already shows, frame for frame, is left out."""
     units, seen = [], set()
     for faction in FACTIONS:
-        for folder in sorted((factions / faction / "units").iterdir()):
+        for folder in sorted((factions / faction / "units").glob("*/")):
             clips = [clip for path in sorted(folder.glob("models/*.g3d")) if (clip := qualify(path))]
             best = _two_clips([clip for clip in clips if _identity(clip) not in seen])
             seen.update(_identity(clip) for clip in best)
@@ -139,10 +139,13 @@ def choose_grounds(tilesets: Path, count: int) -> list[tuple[str, Path]]:
     for description in sorted(tilesets.glob("*/*.xml")):
         for texture in ElementTree.parse(description).iterfind(".//surfaces//texture"):
             path = (description.parent / texture.get("path", "")).resolve()
-            if path.is_file() and path.suffix.lower() in (".bmp", ".png", ".jpg", ".tga"):
+            inside = path.is_relative_to(tilesets.resolve())
+            if inside and path.is_file() and path.suffix.lower() in (".bmp", ".png", ".jpg", ".tga"):
                 name = f"{path.parent.parent.name}_{path.stem}".lower()
                 found.setdefault(content_hash(path), (name, path))
     items = sorted(found.values())
+    if not items:
+        raise ValueError(f"no ground textures under {tilesets}: unpack the whole package there")
     features = np.stack([_ground_feature(path) for _, path in items])
     chosen = [0]
     distance = np.linalg.norm(features - features[0], axis=1)
@@ -183,7 +186,8 @@ def _body(unit: SourceUnit) -> set[bytes]:
 
 def _texture_file(path: Path, mesh: G3DMesh) -> Path | None:
     file = path.parent / mesh.texture
-    return file if mesh.texture and file.is_file() else None
+    inside = file.resolve().is_relative_to(path.parents[4].resolve())  # the folder of factions
+    return file if mesh.texture and inside and file.is_file() else None
 
 
 def _whole_length(mesh: G3DMesh, count: int) -> G3DMesh:

@@ -11,6 +11,8 @@ Clips are for the base model: a batch has one context, drawn per step: `dynamic`
 tokens as a dynamic one). Shapes are fixed for each context.
 """
 
+import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +24,11 @@ from einops import rearrange
 from fourreal.data.masks import ClipMaskMix, MaskMix, sample_given, sample_given_clip
 from fourreal.grid import CONTEXTS, even_cut
 
+MOST = 2**16  # of anything that is counted
 Source = Sequence[dict[str, Any]]
 Batch = dict[str, Any]
 
-_ORDER, _CONTEXT, _CUT, _MASK = range(4)  # purposes of the random generators
+_ORDER, _CONTEXT, _CUT, _MASK, _UNITS, _CAMERAS = range(6)  # purposes of the random generators
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,17 @@ class PipelineConfig:
     batch_size: int = 8
     """stored grids that one step uses, over all processes"""
     seed: int = 0
-    """of the order, the cuts and the masks"""
+    """of the order, the cuts, the masks and the choice of units"""
+    unit_share: float = 1.0
+    """train on the grids of this share of the units, chosen by the seed; validation takes all"""
     masks: MaskMix = field(default_factory=MaskMix)
     """weights of the masks of grids"""
     clip_masks: ClipMaskMix = field(default_factory=ClipMaskMix)
     """weights of the masks of clips"""
     clip_contexts: tuple[float, float, float] = (0.45, 0.45, 0.1)
     """weights of fixed-view, freeze-time and single-image batches, for clips"""
+    drop_cameras: float = 0.5
+    """probability that an example's cameras are not shown to a model that takes cameras"""
     reverse_views: float = 0.5
     """probability that the order of the views is reversed, cameras with frames"""
     max_stride: int = 2
@@ -61,15 +68,18 @@ class PipelineConfig:
 
     def __post_init__(self):
         for name in ("views", "times", "batch_size", "max_stride", "threads", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}: give 1 or more")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"data.{name} is {getattr(self, name)}: give 1 to {MOST}")
         if self.seed < 0:
             raise ValueError(f"data.seed is {self.seed}: give 0 or more")
         if self.kind not in ("grid", "clip"):
             raise ValueError(f"data.kind is {self.kind!r}: give 'grid' or 'clip'")
-        if not 0 <= self.reverse_views <= 1:
-            raise ValueError(f"data.reverse_views is {self.reverse_views}: give a probability from 0 to 1")
-        if len(self.clip_contexts) != 3 or min(self.clip_contexts) < 0 or sum(self.clip_contexts) <= 0:
+        for name in ("drop_cameras", "reverse_views"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is {getattr(self, name)}: give a probability from 0 to 1")
+        if not 0 < self.unit_share <= 1:
+            raise ValueError(f"data.unit_share is {self.unit_share}: give a share above 0, at most 1")
+        if len(self.clip_contexts) != 3 or min(self.clip_contexts) < 0 or not 0 < sum(self.clip_contexts) < math.inf:
             raise ValueError(f"data.clip_contexts is {self.clip_contexts}: give three weights >= 0, one above 0")
 
 
@@ -84,12 +94,14 @@ def grid_batches(
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on: this process's part of each global batch.
 
-    Grids: `frames` uint8 [b,v,t,h,w,3], `given` bool [b,v,t], `K` float32 [b,v,3,3], `c2w` float32 [b,v,4,4], `index`
-    int64 [b] (of the stored grid). Clips: `frames` uint8 [b,f,h,w,3], `given` bool [b,f], `index` int64 [b] and
-    `context`, one string for the batch; image batches have b = batch_size * times and f = 1. `source` replaces the data
-    set on disk: any random-access sequence of example dicts. Call `close()` on the iterator to stop its threads early.
+    Grids: `frames` uint8 [b,v,t,h,w,3], `given` bool [b,v,t], `K` float32 [b,v,3,3], `c2w` float32 [b,v,4,4],
+    `cameras_known` bool [b], `index` int64 [b] (of the stored grid). Clips: `frames` uint8 [b,f,h,w,3], `given` bool [b,f],
+    `K` and `c2w` with f for v, `cameras_known`, `index` and `context`, one string for the batch; image batches have
+    b = batch_size * times and f = 1. `source` replaces the data set on disk: any random-access sequence of example dicts.
+    Call `close()` on the iterator to stop its threads early.
 
-    Raises ValueError where the batch does not divide over the processes or the stored grids are too small.
+    Raises ValueError where the batch does not divide over the processes, the stored grids are too small, or no grid has only
+    units of the chosen share.
     """
     import grain
 
@@ -102,6 +114,8 @@ def grid_batches(
             f"process {process} of {process_count}, step {start_step}: give 0 <= process < count, step >= 0"
         )
     source = _open(config, split, source)
+    if config.unit_share < 1:
+        source = _Part(source, units_and_grids(config, split, source)[1])
     order_seed = int(_rng(config, _ORDER, 0).integers(2**32))
     order = grain.MapDataset.source(source).shuffle(order_seed).repeat()
     share = config.batch_size // process_count
@@ -111,7 +125,8 @@ def grid_batches(
         position = step * config.batch_size + process * share + place
         return _example(config, order[position], step, position)
 
-    dataset = grain.MapDataset.range(start_step * share, sys.maxsize).map(example).batch(share, batch_fn=_stack)
+    # endless; grain divides the length in floating point, which would round maxsize up
+    dataset = grain.MapDataset.range(start_step * share, sys.maxsize // 2).map(example).batch(share, batch_fn=_stack)
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
     return iter(dataset.to_iter_dataset(options))
 
@@ -123,8 +138,8 @@ def evaluation_batches(
 
     Views and times start at 0 with the largest stride that fits. Grids: view 0 and time 0 are given (with one view or
     one time, the first cell). Clips: each batch of grids comes twice, as fixed-view videos of view 0 and as freeze-time
-    videos of time 0, the first frame given. Batches are those of `grid_batches` plus `weight` float32 [b]: 1, and 0 for
-    the repeats that fill the last batch.
+    videos of time 0, the first frame given. Batches are those of `grid_batches`, all cameras known, plus `weight`
+    float32 [b]: 1, and 0 for the repeats that fill the last batch.
 
     Raises ValueError where the split has fewer than `count` grids.
     """
@@ -137,15 +152,49 @@ def evaluation_batches(
     times = even_cut(stored_times, config.times)
     for start in range(0, count, config.batch_size):
         places = np.arange(start, start + config.batch_size)
-        weight = (places < count).astype(np.float32)
+        about = {"weight": (places < count).astype(np.float32), "cameras_known": np.ones(len(places), bool)}
         records = [source[int(place)] for place in np.minimum(places, count - 1)]
         if config.kind == "grid":
             given = _firsts(config.views, config.times)
-            yield _stack([_cut(record, views, times) | {"given": given} for record in records]) | {"weight": weight}
+            yield _stack([_cut(record, views, times) | {"given": given} for record in records]) | about
             continue
         for context, cut in (("dynamic", (views[:1], times)), ("freeze_time", (views, times[:1]))):
             clips = [_clip(record, *cut, context) for record in records]
-            yield _stack([clip | {"given": _firsts(1, len(clip["frames"]))[0]} for clip in clips]) | {"weight": weight}
+            yield _stack([clip | {"given": _firsts(1, len(clip["frames"]))[0]} for clip in clips]) | about
+
+
+def units_and_grids(
+    config: PipelineConfig, split: str = "train", source: Source | None = None
+) -> tuple[list[str], list[int]]:
+    """The units that `unit_share` and the seed choose, and the places of the grids that show no others.
+
+    A smaller share is a part of a larger one. Raises ValueError where no grid is left.
+    """
+    source = _open(config, split, source)
+    shown = [
+        {subject["unit"] for subject in json.loads(source[place]["scene"])["subjects"]} for place in range(len(source))
+    ]
+    units = _rng(config, _UNITS, 0).permutation(sorted(set().union(*shown)))
+    chosen = set(units[: math.ceil(config.unit_share * len(units))].tolist())
+    places = [place for place, own in enumerate(shown) if own <= chosen]
+    if not places:
+        raise ValueError(
+            f"data.unit_share {config.unit_share} leaves {len(chosen)} of {len(units)} units and no grid: give more"
+        )
+    return sorted(chosen), places
+
+
+class _Part(Sequence):
+    """The records of a source at some places."""
+
+    def __init__(self, source: Source, places: list[int]):
+        self.source, self.places = source, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self.places[index]]
 
 
 def _open(config: PipelineConfig, split: str, source: Source | None) -> Source:
@@ -172,24 +221,33 @@ def _rng(config: PipelineConfig, purpose: int, position: int) -> np.random.Gener
 def _example(config: PipelineConfig, record: dict, step: int, position: int) -> Batch:
     """One training example: everything random about it comes from (seed, position), its context from (seed, step)."""
     cut_rng, mask_rng = _rng(config, _CUT, position), _rng(config, _MASK, position)
+    known = {"cameras_known": _rng(config, _CAMERAS, position).random() >= config.drop_cameras}
     stored_views, stored_times = record["frames"].shape[:2]
     views = _axis(cut_rng, stored_views, config.views, config.max_stride, config.reverse_views)
     times = _axis(cut_rng, stored_times, config.times, config.max_stride)
     if config.kind == "grid":
-        return _cut(record, views, times) | {"given": sample_given(mask_rng, config.views, config.times, config.masks)}
+        given = sample_given(mask_rng, config.views, config.times, config.masks)
+        return _cut(record, views, times) | {"given": given} | known
     weights = np.array(config.clip_contexts)
     context = CONTEXTS[_rng(config, _CONTEXT, step).choice(3, p=weights / weights.sum())]
     if context == "image":
         cells = cut_rng.choice(stored_views * stored_times, config.times, replace=False)
-        images = record["frames"][np.divmod(cells, stored_times)]
+        views, times = np.divmod(cells, stored_times)
         # no image is given: a clip of one given frame would have nothing to learn
-        return {"frames": images, "given": np.zeros(len(images), bool), "index": record["index"], "context": context}
+        return {
+            "frames": record["frames"][views, times],
+            "given": np.zeros(len(cells), bool),
+            "K": record["K"][views],
+            "c2w": record["c2w"][views],
+            "index": record["index"],
+            "context": context,
+        } | known
     if context == "dynamic":
         views = [int(cut_rng.integers(stored_views))]
     else:
         times = [int(cut_rng.integers(stored_times))]
     clip = _clip(record, views, times, context)
-    return clip | {"given": sample_given_clip(mask_rng, len(clip["frames"]), config.clip_masks)}
+    return clip | {"given": sample_given_clip(mask_rng, len(clip["frames"]), config.clip_masks)} | known
 
 
 def _axis(rng: np.random.Generator, stored: int, wanted: int, max_stride: int, reverse: float = 0.0) -> np.ndarray:
@@ -223,9 +281,11 @@ def _cut(record: dict, views: Sequence[int], times: Sequence[int]) -> Batch:
 
 
 def _clip(record: dict, views: Sequence[int], times: Sequence[int], context: str) -> Batch:
-    """The frames of one view or of one time of a record, [f,h,w,3]."""
-    frames = rearrange(_cut(record, views, times)["frames"], "v t h w c -> (v t) h w c")
-    return {"frames": frames, "index": record["index"], "context": context}
+    """The frames of one view or of one time of a record, [f,h,w,3], with the camera of each."""
+    cut = _cut(record, views, times)
+    frames = rearrange(cut["frames"], "v t h w c -> (v t) h w c")
+    cameras = {name: np.repeat(cut[name], len(times), axis=0) for name in ("K", "c2w")}
+    return {"frames": frames, **cameras, "index": record["index"], "context": context}
 
 
 def _stack(examples: Sequence[Batch]) -> Batch:
@@ -237,8 +297,7 @@ def _stack(examples: Sequence[Batch]) -> Batch:
     if examples[0]["context"] == "image":
         images = batch["frames"].shape[1]
         batch = {
-            "frames": rearrange(batch["frames"], "b i h w c -> (b i) 1 h w c"),
-            "given": rearrange(batch["given"], "b i -> (b i) 1"),
-            "index": np.repeat(batch["index"], images),
+            name: rearrange(array, "b i ... -> (b i) 1 ...") if array.ndim > 1 else np.repeat(array, images)
+            for name, array in batch.items()
         }
     return batch | {"context": examples[0]["context"]}

@@ -22,6 +22,7 @@ from fourreal.data.backdrop import draw_backdrop, sun_direction, sunlight
 from fourreal.data.scenes import Scene
 from fourreal.data.stage import Mesh, set_stage
 
+MOST = 512  # views or times
 SUPERSAMPLING = 4
 SUBJECT, SHADOW = 255, 128
 NEAR, FAR = 0.15, 8.0  # clipping planes as shares of the cameras' distance
@@ -74,8 +75,8 @@ def render_scene(
 
 def check_shape(views: int, times: int, size: int) -> None:
     """Raises ValueError for a grid that cannot be rendered."""
-    if views < 1 or times < 1:
-        raise ValueError(f"a grid of {views} views and {times} times has no cell: choose at least 1 of each")
+    if min(views, times) < 1 or max(views, times) > MOST:
+        raise ValueError(f"a grid of {views} views and {times} times cannot be rendered: choose 1 to {MOST} of each")
     if size < 16 or size > 512 or size & (size - 1):
         raise ValueError(f"pictures of {size} pixels cannot be rendered: choose a power of two from 16 to 512")
 

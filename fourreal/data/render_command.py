@@ -1,6 +1,5 @@
 """`fourreal data render`: renders 4D grids and writes them as a data set."""
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from tqdm import tqdm
 from fourreal.data.assets import Assets
 from fourreal.data.builders.grids import write_grids
 from fourreal.data.grid_stream import GridRequest, GridStream
+from fourreal.destination import check_creatable, whole_folder
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,18 @@ class Render:
         counts = {"train": self.train, "validation": self.validation, "test": self.test}
         if min(counts.values()) < 0 or not any(counts.values()):
             raise ValueError(f"the splits {counts} hold no grids: ask for at least one")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed {self.seed}: give 0 to 2^63 - 1")
+        check_creatable(self.out)
         if self.out.exists() and not self.overwrite:
             raise FileExistsError(f"{self.out} exists already: name another --out or pass --overwrite")
+        if self.out.exists() and not self.out.is_dir():
+            raise FileExistsError(f"{self.out} is a file: name a folder with --out")
         if self.out.exists() and any(self.out.iterdir()) and not (self.out / "dataset_info.json").is_file():
             raise FileExistsError(f"{self.out} is no data set, so --overwrite leaves it: name another --out")
         assets = Assets(self.assets)
+        if self.assets:
+            assets.check()
         streams = {}
         for split, count in counts.items():
             if count:
@@ -56,15 +63,13 @@ class Render:
                 request = GridRequest(split, self.views, self.times, self.size, self.seed, self.assets)
                 streams[split] = GridStream(request, count, self.workers)
         started = time.monotonic()
-        building = self.out.with_name(self.out.name + ".new")
-        shutil.rmtree(building, ignore_errors=True)
-        with tqdm(total=sum(counts.values()), unit="grid", dynamic_ncols=True) as bar:
+        with (
+            whole_folder(self.out) as building,
+            tqdm(total=sum(counts.values()), unit="grid", dynamic_ncols=True) as bar,
+        ):
             shown = {split: _Shown(stream, split, bar) for split, stream in streams.items()}
             notes = {"seed": self.seed, "assets": self.assets.name if self.assets else "bundled"}
             write_grids(building, shown, (self.views, self.times, self.size), notes)
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        building.rename(self.out)
         seconds = time.monotonic() - started
         for split, stream in streams.items():
             reasons = ", ".join(f"{count} {flaw}" for flaw, count in sorted(stream.rejected.items())) or "none"

@@ -19,6 +19,8 @@ PROCEDURAL = 0.35  # share of scenes with procedural subjects only
 SECOND_SUBJECT = 0.25
 SWAPPED_TEXTURE = 0.2
 PROCEDURAL_GROUND = 0.2
+RISING = 0.1  # shares of camera paths that rise over the subject, and that come nearer or go away
+DOLLY = 0.25
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Sun:
 class Arc:
     """Cameras around the subject from `azimuth` over `sweep` (either sign), `elevation` rising by `climb`, field of view `fov`.
 
-    `margin` is the share of half a picture that the subject may reach.
+    `margin` is the share of half a picture that the subject may reach where the camera is nearest. The distance grows by
+    `dolly` of the nearest one on the way, or below 0 shrinks to it.
     """
 
     azimuth: float
@@ -85,6 +88,7 @@ class Arc:
     climb: float
     fov: float
     margin: float
+    dolly: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,7 @@ def sample_scene(seed: int, split: str, index: int, assets: Assets) -> Scene:
     procedural = rng.random() < PROCEDURAL
     count = 2 if rng.random() < SECOND_SUBJECT else 1
     subjects = tuple(_subject(rng, split, assets, procedural) for _ in range(count))
-    sweep = rng.uniform(20, 120) * rng.choice([-1, 1])
-    elevation = rng.uniform(5, 50)
-    climb = rng.uniform(-12, 12) if rng.random() < 0.4 else 0.0
-    arc = Arc(
-        azimuth=_rounded(rng.uniform(0, 360)),
-        sweep=_rounded(sweep),
-        elevation=_rounded(elevation),
-        climb=_rounded(np.clip(elevation + climb, 5, 50) - elevation),
-        fov=_rounded(rng.uniform(25, 60)),
-        margin=_rounded(rng.uniform(0.88, 0.97)),
-    )
+    arc = _arc(rng)
     return Scene(
         split=split,
         seed=seed,
@@ -178,6 +172,22 @@ def _subject(rng: np.random.Generator, split: str, assets: Assets, procedural: b
         common["span"] = _rounded(min(common["span"], 1.0))
         common["phase"] = _rounded(common["phase"] * (1 - common["span"]))
     return Subject(unit=chosen.unit, file=chosen.file, clip=chosen.clip, texture=swapped, hue=hue, **common)
+
+
+def _arc(rng: np.random.Generator) -> Arc:
+    """Mostly around the subject; sometimes mainly upward over it, sometimes nearer or farther, then often hardly around."""
+    sweep = rng.uniform(20, 120) * rng.choice([-1, 1])
+    elevation = rng.uniform(5, 50)
+    climb = rng.uniform(-12, 12) if rng.random() < 0.4 else 0.0
+    azimuth, fov, margin = rng.uniform(0, 360), rng.uniform(25, 60), rng.uniform(0.88, 0.97)
+    path, dolly = rng.random(), 0.0
+    if path < RISING:
+        sweep, climb = sweep / 4, rng.uniform(15, 40) * (1 if elevation < 27.5 else -1)
+    elif path < RISING + DOLLY:
+        dolly = rng.uniform(0.2, 0.8) * rng.choice([-1, 1])
+        sweep = sweep / 4 if rng.random() < 0.5 else sweep
+    climb = np.clip(elevation + climb, 5, 50) - elevation
+    return Arc(*map(_rounded, (azimuth, sweep, elevation, climb, fov, margin, dolly)))
 
 
 def _ground(rng: np.random.Generator, split: str, assets: Assets) -> Ground:

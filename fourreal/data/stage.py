@@ -65,6 +65,7 @@ def set_stage(scene: Scene, views: int, times: int, assets: Assets) -> Stage:
 def arc_cameras(arc: Arc, views: int, target: np.ndarray, distance: float) -> np.ndarray:
     """The c2w [v, 4, 4] of `views` cameras evenly along the arc, both ends included."""
     share = np.linspace(0, 1, views)
+    distance = distance * (1 + arc.dolly * share - min(arc.dolly, 0.0))
     return cameras.orbit_arc(target, distance, arc.azimuth + arc.sweep * share, arc.elevation + arc.climb * share)
 
 

@@ -10,11 +10,13 @@ branches run as one batch.
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fourreal.diffusion.flow import clean, interpolate
 from fourreal.grid import cell_sigma
+from fourreal.models.cameras import Cameras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,13 @@ def guided_clean(
     prediction: str,
     text: Float[Array, "b l k"] | None = None,
     null_text: Float[Array, "1 l k"] | None = None,
+    cameras: Cameras | None = None,
 ) -> Float[Array, "b v t h w c"]:
     """The clean grid x0 that the model sees at one noise level of the whole grid.
 
     `x` holds the clean frames in its given cells. A branch without them sees those cells at noise level sigma, on the straight
-    path from `x0_given` to `eps`, and as unknown. `null_text` is what the model was trained with for "no text".
+    path from `x0_given` to `eps`, and as unknown. `null_text` is what the model was trained with for "no text". All branches
+    see the cameras.
     """
     active = branches(guidance, text is not None)
     batch = x.shape[0]
@@ -60,7 +64,10 @@ def guided_clean(
             prompts.append(text if with_text else jnp.broadcast_to(null_text, text.shape))
     joined, mask = jnp.concatenate(inputs), jnp.concatenate(masks)
     level = jnp.full((len(active) * batch,), sigma)
-    output = model(joined, level, mask, **({"text": jnp.concatenate(prompts)} if prompts else {}))
+    conditions = {"text": jnp.concatenate(prompts)} if prompts else {}
+    if cameras is not None:
+        conditions["cameras"] = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(active)), cameras)
+    output = model(joined, level, mask, **conditions)
     x0 = clean(output, joined, cell_sigma(level, mask), prediction)
     parts = jnp.split(x0, len(active))
     return sum(weight * part for (weight, _, _), part in zip(active, parts, strict=True))

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from fourreal.diffusion.flow import shift_sigma
 from fourreal.diffusion.guidance import Guidance, guided_clean
+from fourreal.models.cameras import Cameras
 
 METHODS = ("euler", "heun")
 
@@ -80,13 +81,15 @@ def sample_grid(
     method: str = "euler",
     text: Float[Array, "b l k"] | None = None,
     null_text: Float[Array, "1 l k"] | None = None,
+    cameras: Cameras | None = None,
 ) -> Float[Array, "b v t h w c"]:
     """Samples the unknown cells of `frames` (pixels in [-1, 1]); the given ones come back as they are.
 
-    `model(x, sigma, given, text=None)` returns the raw output. Works on clips `[b, f, ...]` just as well.
+    `model(x, sigma, given, text=..., cameras=...)`, called with what there is of the last two, returns the raw output. Works on
+    clips `[b, f, ...]` just as well.
     """
 
     def clean(x: jax.Array, sigma: jax.Array) -> jax.Array:
-        return guided_clean(model, x, sigma, frames, noise, given, guidance, prediction, text, null_text)
+        return guided_clean(model, x, sigma, frames, noise, given, guidance, prediction, text, null_text, cameras)
 
     return integrate(clean, noise, frames, given, levels, method)

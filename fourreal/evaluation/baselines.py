@@ -6,8 +6,8 @@ For an unknown cell (v, t), with t0 the nearest given time of its view and v0 th
     copy_fixed_view:     x[v0, t]                                 right where the camera makes no difference
     sum_of_differences:  clip(x[v, t0] + x[v0, t] - x[v0, t0])    adds the subject's change to the camera's change
 
-A cell without such a frame falls back to the other copy, then to mid grey. Given cells come back as they are.
-Of two equally near frames the earlier one counts.
+A cell without such a frame falls back to the other copy, then to the nearest given frame of the grid, and to mid grey where
+nothing is given. Given cells come back as they are. Of two equally near frames the earlier one counts.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,8 @@ def sum_of_differences(frames: Frames, given: Given) -> Frames:
     """`x[v, t0] + x[v0, t] - x[v0, t0]`, clipped, over the nearest (v0, t0) with all three given; else the copy."""
     out = copy_freeze_time(frames, given)
     for v, t in np.argwhere(~given):
-        corners = [(w, s) for w, s in np.argwhere(given) if given[v, s] and given[w, t]]
-        if corners:
-            w, s = min(corners, key=lambda corner: (abs(corner[0] - v) + abs(corner[1] - t), *corner))
+        if corner := nearest_corner(given, v, t):
+            w, s = corner
             out[v, t] = np.clip(frames[v, s].astype(np.int16) + frames[w, t] - frames[w, s], 0, 255)
     return out
 
@@ -49,18 +48,25 @@ BASELINES: dict[str, Callable[[Frames, Given], Frames]] = {
     "copy of the fixed-view frame": copy_fixed_view,
     "sum of the differences": sum_of_differences,
 }
+COPIES = tuple(BASELINES)[:2]
 
 
 def best_copy(frames: Frames, given: Given, truth: Frames) -> tuple[str, Frames]:
     """The one of the two copies with the higher PSNR on the unknown cells, with its name."""
-    copies = [(name, make(frames, given)) for name, make in BASELINES.items() if make is not sum_of_differences]
+    copies = [(name, BASELINES[name](frames, given)) for name in COPIES]
     return max(copies, key=lambda copy: psnr(copy[1], truth, ~given[:, :, None, None]))
+
+
+def nearest_corner(given: Given, v: int, t: int) -> tuple[int, int] | None:
+    """The nearest (v0, t0) such that (v0, t0), (v, t0) and (v0, t) are all given."""
+    corners = [(int(w), int(s)) for w, s in np.argwhere(given) if given[v, s] and given[w, t]]
+    return min(corners, key=lambda corner: (abs(corner[0] - v) + abs(corner[1] - t), *corner), default=None)
 
 
 def _filled(frames: Frames, given: Given, source: Callable[[int, int], tuple[int, int] | None]) -> Frames:
     out = np.where(given[:, :, None, None, None], frames, np.uint8(MID_GREY))
     for v, t in np.argwhere(~given):
-        if found := source(v, t):
+        if found := source(v, t) or _nearest(given, v, t):
             out[v, t] = frames[found]
     return out
 
@@ -73,3 +79,8 @@ def _same_view(given: Given, v: int, t: int) -> tuple[int, int] | None:
 def _same_time(given: Given, v: int, t: int) -> tuple[int, int] | None:
     views = np.flatnonzero(given[:, t])
     return (views[np.abs(views - v).argmin()], t) if views.size else None
+
+
+def _nearest(given: Given, v: int, t: int) -> tuple[int, int] | None:
+    cells = map(tuple, np.argwhere(given).tolist())
+    return min(cells, key=lambda cell: abs(cell[0] - v) + abs(cell[1] - t), default=None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 
 from fourreal.models.grid_dit import GridDiTConfig
@@ -10,6 +11,7 @@ from fourreal.models.weights import CONFIG, WEIGHTS, read_config
 from fourreal.serialize import from_json
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints"
+MOST_PIXELS = 2**30  # of a grid: 64 views x 64 times of 512 x 512
 RUN_WEIGHTS = "weights"  # the folder of weights in a run's folder
 
 
@@ -29,6 +31,18 @@ class ModelSpec:
     """height and width of a frame as trained, in pixels"""
     shift: float = 1.0
     """shift of the noise levels, see `fourreal.diffusion.flow`"""
+
+    def __post_init__(self):
+        least, patch = min(self.views, self.times, self.size), self.model.patch[1]
+        if least < 1 or self.views * self.times * self.size**2 > MOST_PIXELS:
+            raise ValueError(
+                f"views {self.views}, times {self.times}, size {self.size}: give at least 1 of each, and at most "
+                f"{MOST_PIXELS} pixels in all"
+            )
+        if self.size % patch:
+            raise ValueError(f"size {self.size}: the patch of {patch} does not divide it; give a multiple of {patch}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift is {self.shift}: give a number above 0")
 
 
 def weights_folder(name: str | Path) -> Path:
@@ -50,7 +64,8 @@ def weights_folder(name: str | Path) -> Path:
 def describe_checkpoint(name: str | Path) -> ModelSpec:
     """Sizes and settings of a checkpoint, without its weights."""
     folder = weights_folder(name)
+    values = read_config(folder)
     try:
-        return from_json(ModelSpec, read_config(folder))
+        return from_json(ModelSpec, values)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error

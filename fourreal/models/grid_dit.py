@@ -8,7 +8,8 @@
     fused        one stream, context dynamic: a token sees its own view and its own time, at position v T + t
                  (4Real-Video-V2, section 3)
 
-All use the base's own blocks and no other parameters than the sync's. The readout takes the head of the view stream, of the
+All use the base's own blocks and no other parameters than the sync's; `matched` gives the one-stream fusions as many, as a
+control: see `sync.py`. The readout takes the head of the view stream, of the
 time stream, or the mean of both.
 """
 
@@ -26,6 +27,7 @@ from fourreal import grid as axes
 from fourreal.grid import swap_view_time
 from fourreal.models import layers, sync
 from fourreal.models.attention import fused_attention
+from fourreal.models.cameras import Cameras
 from fourreal.models.video_dit import VideoDiT, check_frames
 
 Fusion = Literal["soft", "hard", "sequential", "fused", "none"]
@@ -43,6 +45,8 @@ class GridDiTConfig:
     """initial mix of the sync layers: zero or consensus for soft, half, time or view for hard; none: the fusion's default"""
     readout: Readout = "mean"
     """which stream's head is the output: mean, time or view; the one-stream fusions have mean only"""
+    matched: bool = False
+    """sequential and fused: after every block a linear map with soft's parameters, zero at first; a control"""
 
     def __post_init__(self):
         if self.fusion not in get_args(Fusion):
@@ -52,6 +56,10 @@ class GridDiTConfig:
             raise ValueError(
                 f"sync_init '{self.sync_init}' with fusion '{self.fusion}': expected "
                 + (f"one of {', '.join(inits)}" if inits else "none, this fusion has no sync layers")
+            )
+        if self.matched and self.fusion not in ("sequential", "fused"):
+            raise ValueError(
+                f"matched with fusion '{self.fusion}': expected sequential or fused, which have one stream"
             )
         allowed = get_args(Readout) if self.fusion in ("soft", "hard", "none") else ("mean",)
         if self.readout not in allowed:
@@ -64,9 +72,9 @@ class GridDiT(nnx.Module):
     def __init__(self, base: VideoDiT, config: GridDiTConfig, *, rngs: nnx.Rngs):
         self.base = base
         self.config = config
-        if config.fusion in SYNC_INITS:
+        if config.fusion in SYNC_INITS or config.matched:
             width, dtype = base.config.width, jnp.dtype(base.config.dtype)
-            init = config.sync_init or SYNC_INITS[config.fusion][0]
+            init = config.sync_init or SYNC_INITS.get(config.fusion, (None,))[0]
             self.sync = layers.stack(
                 lambda keys: sync.make_sync(config.fusion, init, width, dtype=dtype, rngs=keys), base.config.depth, rngs
             )
@@ -79,6 +87,7 @@ class GridDiT(nnx.Module):
         given: Bool[Array, "b v t"] | None = None,
         hints: Float[Array, "b v t 2 h w c+1"] | None = None,
         text: Float[Array, "b l k"] | None = None,
+        cameras: Cameras | None = None,
     ) -> Float[Array, "b v t h w c"]:
         """The raw output for a noised grid.
 
@@ -89,6 +98,7 @@ class GridDiT(nnx.Module):
             hints: pictures with a validity channel, slot 0 of the same view, slot 1 of the same time. By default the
                 nearest given cells. Only for a base with hints.
             text: embedded prompt; only for a base with text.
+            cameras: one a view, K [b v 3 3] and c2w [b v 4 4]; only for a base with cameras, which also goes without.
         """
         check_frames(grid, self.base.config)
         given = jnp.zeros(grid.shape[:3], bool) if given is None else given
@@ -96,6 +106,8 @@ class GridDiT(nnx.Module):
         if self.base.config.hints and hints is None:
             hints = axes.grid_hints(grid, given)
         x = self.base.embed(grid, given, hints)
+        if cameras is not None:
+            x = x + self.base.embed_cameras(cameras, *grid.shape[3:5])[:, :, None]  # the same at all times
         temb, six = self.base.modulation(sigma)
         text = self.base.embed_text(text)
         if text is not None:
@@ -133,13 +145,27 @@ class GridDiT(nnx.Module):
             heads.append(self.base.head(x_t, temb))
         return sum(heads) / len(heads)
 
+    def _matched(self, temb: jax.Array):
+        """(parameters a layer, `add(parameters, x, y, *outputs)`): y, a block's output for x, plus the control's outputs."""
+        if not self.config.matched:
+            return None, lambda mod_linear, x, y, *outputs: y
+        shift_scale = self.sigma_projection(temb)
+        return (
+            self.sync,
+            lambda mod_linear, x, y, *outputs: y + sum(mod_linear(x, y, shift_scale, output) for output in outputs),
+        )
+
     def _sequential(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
         over_views, over_times = self._clip_blocks(six, *x.shape[1:3], size, text)
 
-        def layer(x_t, block):
-            return over_times(block, swap_view_time(over_views(block, swap_view_time(x_t)))), None
+        linear, add = self._matched(temb)
 
-        x, _ = jax.lax.scan(self.base.rematerialize(layer), x, self.base.blocks)
+        def layer(x, parameters):
+            block, mod_linear = parameters
+            x = add(mod_linear, x, swap_view_time(over_views(block, swap_view_time(x))), sync.VIEW)
+            return add(mod_linear, x, over_times(block, x), sync.TIME), None
+
+        x, _ = jax.lax.scan(self.base.rematerialize(layer), x, (self.base.blocks, linear))
         return self.base.head(x, temb)
 
     def _fused(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
@@ -147,8 +173,12 @@ class GridDiT(nnx.Module):
         angles = rearrange(self.base.angles(np.arange(views * times), size), "(v t) s e -> v t s e", v=views)
         six = self.base.add_context(six, "dynamic")
 
-        def layer(x, block):
-            return block(x, six, angles, text, attention=fused_attention), None
+        linear, add = self._matched(temb)
 
-        x, _ = jax.lax.scan(self.base.rematerialize(layer), x, self.base.blocks)
+        def layer(x, parameters):
+            block, mod_linear = parameters
+            y = block(x, six, angles, text, attention=fused_attention)
+            return add(mod_linear, x, y, sync.VIEW, sync.TIME), None
+
+        x, _ = jax.lax.scan(self.base.rematerialize(layer), x, (self.base.blocks, linear))
         return self.base.head(x, temb)

@@ -10,6 +10,9 @@ of a block and z = [y_v, y_t]:
 W, bias and the projection start at zero, so a fresh layer is its fixed mix: a = 0 (`zero`: each stream is the base), a = 1/2
 (`consensus`), (w_v, w_t) = (1/2, 1/2) (`half`, the paper's), (0, 1) (`time`), (1, 0) (`view`). Mixing is elementwise in
 fp32: a residual stream that goes through a bf16 matmul every layer drifts.
+
+One stream has nothing to synchronize. Its control with as many parameters as soft's sync (`matched`) adds the same
+ModLinear to a block's output y, with z = [x, y], x the block's input.
 """
 
 import jax
@@ -97,6 +100,8 @@ class HardSync(nnx.Module):
         return swap_view_time(x), x
 
 
-def make_sync(fusion: str, init: str, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
-    """One synchronization layer of a kind with its initial mix."""
+def make_sync(fusion: str, init: str | None, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    """One synchronization layer of a kind with its initial mix; for a fusion of one stream, soft's linear map alone."""
+    if fusion not in ("soft", "hard"):
+        return ModLinear(width, 2, dtype=dtype, rngs=rngs)
     return (SoftSync if fusion == "soft" else HardSync)(width, init, dtype=dtype, rngs=rngs)

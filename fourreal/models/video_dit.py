@@ -1,13 +1,13 @@
 """`VideoDiT`: a video diffusion transformer on clips, laid out as Wan 2.1, so that its weights load by a map of names.
 
-    tokens = Linear(patches(x)) [+ given] [+ Linear(patches(hints))]
+    tokens = Linear(patches(x)) [+ given] [+ Linear(patches(hints))] [+ Linear(patches(rays of the cameras))]
     temb   = MLP(sinusoid(1000 sigma))                          one vector a frame
     six    = Linear(SiLU(temb)) [+ context row]                 modulation of every block, plus a table per block
     out    = unpatch(Linear(LN(tokens) (1 + scale) + shift)),   (shift, scale) = table + temb
 
 Ours, zero-initialised, so that a fresh model equals the plain one: the context table (what kind of clip this is), the
-`given` vector (which frames are clean inputs; their sigma is 0), a linear map of the hints (the nearest given frames, as
-pictures) into the tokens and, in an x0-model, a gate per pixel that copies at the end:
+`given` vector (which frames are clean inputs; their sigma is 0), linear maps of the hints (the nearest given frames, as
+pictures) and of the cameras (see `cameras.py`) into the tokens and, in an x0-model, a gate per pixel that copies at the end:
 
     out = out + gate_0 x + gate_1 hint_view + gate_2 hint_time,    gates = Linear(head's modulated tokens)
 
@@ -28,12 +28,15 @@ from jaxtyping import Array, Bool, Float
 from fourreal import grid as axes
 from fourreal.grid import CONTEXTS
 from fourreal.models import layers
+from fourreal.models.cameras import RAY, Cameras, plucker_rays
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["none", "full", "attention_out"]
+Remat = Literal["none", "matmuls", "attention_out", "full"]
+MOST = 2**20  # of anything that is counted: far above what fits a device
 REMAT_POLICIES = {
     "none": None,
+    "matmuls": jax.checkpoint_policies.dots_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention_out": jax.checkpoint_policies.save_only_these_names("attention_out"),
 }
@@ -61,20 +64,27 @@ class VideoDiTConfig:
     """what the raw output stands for: x0 (the clean frame) or u (the velocity eps - x0)"""
     hints: bool = False
     """take the nearest given frames as a second input"""
+    cameras: bool = False
+    """take the cameras of the views as an input that may be left out"""
     frequency_width: int = 256
     """width of the sinusoid of sigma"""
     dtype: Precision = "float32"
     """precision of the matmuls: float32 or bfloat16; the rest is float32"""
-    remat: Remat = "none"
-    """what backward computes again: none, full (everything) or attention_out (all but the attention's output)"""
+    remat: Remat = "matmuls"
+    """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone) or full (nothing)"""
 
     def __post_init__(self):
+        for name in ("width", "depth", "heads", "mlp_width", "channels", "frequency_width"):
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {MOST}")
+        if self.frequency_width % 2:
+            raise ValueError(f"frequency_width is {self.frequency_width}: give an even number")
         if self.width % self.heads or (self.width // self.heads) % 2 or self.width // self.heads < 6:
             raise ValueError(
                 f"width {self.width} with {self.heads} heads: the head size must be a whole even number of at least 6; "
                 "choose other heads"
             )
-        if len(self.patch) != 3 or self.patch[0] != 1 or self.patch[1] != self.patch[2]:
+        if len(self.patch) != 3 or self.patch[0] != 1 or self.patch[1] != self.patch[2] or self.patch[1] < 1:
             raise ValueError(f"patch {self.patch}: expected (1, p, p); frames are never merged into one token")
         for name, choices in (("prediction", Prediction), ("remat", Remat), ("dtype", Precision)):
             if getattr(self, name) not in get_args(choices):
@@ -129,6 +139,9 @@ class VideoDiT(nnx.Module):
         if config.hints:
             hint_size = axes.HINT_PICTURES * config.patch[1] * config.patch[2] * (config.channels + 1)
             self.hint_embed = layers.linear(hint_size, width, dtype=dtype, rngs=rngs, init=nnx.initializers.zeros)
+        if config.cameras:
+            ray_size = RAY * config.patch[1] * config.patch[2]
+            self.camera_embed = layers.linear(ray_size, width, dtype=dtype, rngs=rngs, init=nnx.initializers.zeros)
 
     def __call__(
         self,
@@ -138,6 +151,7 @@ class VideoDiT(nnx.Module):
         hints: Float[Array, "b f 2 h w c+1"] | None = None,
         context: str | None = "dynamic",
         text: Float[Array, "b l k"] | None = None,
+        cameras: Cameras | None = None,
     ) -> Float[Array, "b f h w c"]:
         """The raw output for a noised clip.
 
@@ -149,6 +163,7 @@ class VideoDiT(nnx.Module):
                 nearest given frame of the clip, in the slot that the context names. Only for a model with hints.
             context: dynamic (fixed view), freeze_time, image; None adds no context vector.
             text: embedded prompt; only for a model with text.
+            cameras: one a frame, K [b f 3 3] and c2w [b f 4 4]; only for a model with cameras, which also goes without.
         """
         check_frames(clip, self.config)
         frames = clip.shape[1]
@@ -158,6 +173,8 @@ class VideoDiT(nnx.Module):
             own, none = axes.clip_hints(clip, given), jnp.zeros((*clip.shape[:-1], clip.shape[-1] + 1), clip.dtype)
             hints = jnp.stack([none, own] if context == "freeze_time" else [own, none], axis=2)
         x = self.embed(clip, given, hints)
+        if cameras is not None:
+            x = x + self.embed_cameras(cameras, *clip.shape[2:4])
         temb, six = self.modulation(sigma)
         angles = self.angles(np.arange(frames), clip.shape[2:4])
         text = self.embed_text(text)
@@ -179,6 +196,14 @@ class VideoDiT(nnx.Module):
                 raise ValueError("this model takes no hints; build it with VideoDiTConfig(hints=True)")
             x = x + self.hint_embed(rearrange(axes.patchify(hints, patch), "... n s k -> ... s (n k)"))
         return x
+
+    def embed_cameras(self, cameras: Cameras, height: int, width: int) -> Float[Array, "b f s d"]:
+        """The cameras' share of the tokens, zeros where they are not known."""
+        if not self.config.cameras:
+            raise ValueError("this model takes no cameras; build it with VideoDiTConfig(cameras=True)")
+        rays = axes.patchify(plucker_rays(cameras, height, width), self.config.patch[1])
+        tokens = self.camera_embed(rays).astype(jnp.float32)
+        return tokens if cameras.known is None else jnp.where(cameras.known[:, None, None, None], tokens, 0)
 
     def decode(
         self, out: Float[Array, "*lead s k"], frames: Float[Array, "*lead h w c"], hints: jax.Array | None
@@ -222,7 +247,7 @@ class VideoDiT(nnx.Module):
         return layers.rotary_angles(positions, size[0] // patch, size[1] // patch, head_size)
 
     def rematerialize(self, layer: Callable) -> Callable:
-        """`layer` under the config's rematerialization policy."""
+        """`layer`, the body of a scan, under the config's rematerialization policy."""
         policy = REMAT_POLICIES[self.config.remat]
         return layer if policy is None else jax.checkpoint(layer, policy=policy)
 

@@ -1,6 +1,8 @@
 """The verb `sample`: videos and pictures (or a bundled test grid) in, a sampled grid as a folder out."""
 
 import itertools
+import math
+import os
 import platform
 import sys
 import time
@@ -11,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from fourreal.models.cameras import Cameras
     from fourreal.sampling.inputs import GridInput
 
 PATH = tyro.conf.arg(metavar="PATH")
+MOST_STEPS = 1000
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
 
 
@@ -39,6 +43,14 @@ class Sample:
     """folder or quoted glob of synchronised videos, one per view; in order of their names they fill views 0, 1, ..."""
     grid: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """a test grid instead of inputs: a bundled name, or an npz with frames uint8 [v, t, h, w, 3]"""
+    cameras: Annotated[str | None, PATH] = None
+    """transforms.json in nerfstudio's form, one camera a view, for a checkpoint with cameras; none: not a test grid's own"""
+    trajectory: Annotated[str | None, tyro.conf.arg(metavar="NAME[:AMOUNT]")] = None
+    """cameras along a path instead: orbit:60 (degrees around the subject), arc:60 (rising too), rise:20, dolly:0.3 (nearer)"""
+    fov: float = 40.0
+    """field of view of a trajectory's cameras across the picture, in degrees"""
+    elevation: float = 20.0
+    """how far a trajectory's first camera looks down, in degrees"""
     frames: Annotated[str | None, tyro.conf.arg(metavar="A:B[:STEP]")] = None
     """which frames of a longer video: a:b spread evenly over that range, a:b:step each step-th from a; else over all"""
     crop: Literal["center", "pad"] = "center"
@@ -61,23 +73,28 @@ class Sample:
         from fourreal.models.checkpoints import describe_checkpoint
         from fourreal.sampling.export import check_destination
 
-        if self.steps < 1:
-            raise ValueError(f"--steps {self.steps}: at least 1 step is needed")
-        out = Path(self.out).expanduser() if self.out else None
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"--steps {self.steps}: give 1 to {MOST_STEPS} steps")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed {self.seed}: give 0 to 2^32 - 1")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"--guidance-scale {self.guidance_scale}: give 0 or more; 1 is no guidance")
+        out = None if self.out is None else Path(os.path.expanduser(self.out))
         if out:
             check_destination(out, self.overwrite)
         described = describe_checkpoint(self.checkpoint)
         shape = (described.views, described.times, described.size, described.size)
         inputs = self.read_inputs(shape)
+        cameras, line = self.read_cameras(described.model.cameras, inputs)
         out = out or _free(Path(f"out/{inputs.name}-{Path(self.checkpoint).name}-seed{self.seed}"))
         check_destination(out, self.overwrite)
         for note in inputs.notes:
             print(note)
         if inputs.given.all():
-            raise ValueError("every cell of the grid is given: there is nothing to sample")
+            raise ValueError("every cell of the grid is given, so there is nothing to sample: leave some out")
         cells = f"{inputs.given.sum()} of {inputs.given.size} cells given"
-        print(f"{inputs.name}: {shape[0]} views x {shape[1]} times at {shape[2]}x{shape[3]}, {cells}", flush=True)
-        self._sample(inputs, out)
+        print(f"{inputs.name}: {shape[0]} views x {shape[1]} times at {shape[2]}x{shape[3]}, {cells}{line}", flush=True)
+        self._sample(inputs, cameras, out)
 
     def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
         """The inputs that the options name, in a grid of `shape` (views, times, height, width)."""
@@ -97,7 +114,30 @@ class Sample:
         inputs = read_placements(placements, shape, frames=self.frames, crop=self.crop)
         return replace(inputs, notes=(*notes, *inputs.notes))
 
-    def _sample(self, inputs: "GridInput", out: Path) -> None:
+    def read_cameras(self, taken: bool, inputs: "GridInput") -> tuple["Cameras | None", str]:
+        """The cameras that the model is told, by default those of a test grid, and the words that say so."""
+        from fourreal.models.cameras import Cameras
+        from fourreal.sampling.cameras import read_transforms, trajectory
+
+        views, _, *size, _ = inputs.frames.shape
+        if self.cameras is not None and self.trajectory is not None:
+            raise ValueError("--cameras and --trajectory both say where the cameras are: give one")
+        if not taken and (self.trajectory or self.cameras not in (None, "none")):
+            option = "--trajectory" if self.trajectory else "--cameras"
+            raise ValueError(
+                f"{option}: the checkpoint {self.checkpoint} takes no cameras; train one with --model.cameras"
+            )
+        if self.trajectory is not None:
+            found = trajectory(self.trajectory, views, tuple(size), self.fov, self.elevation)
+            return found, f", cameras: {self.trajectory}"
+        if self.cameras not in (None, "none"):
+            found, line = read_transforms(self.cameras, views, tuple(size), self.crop)
+            return found, f", cameras: {line}"
+        if taken and self.cameras is None and inputs.K is not None and inputs.c2w is not None:
+            return Cameras(inputs.K, inputs.c2w), ", with its cameras"
+        return None, ""
+
+    def _sample(self, inputs: "GridInput", cameras: "Cameras | None", out: Path) -> None:
         from fourreal.sampling.export import GridResult, score_table, scores, write_result
         from fourreal.sampling.pipeline import load_pipeline
 
@@ -107,6 +147,7 @@ class Sample:
         sampled = pipe(
             inputs.frames,
             inputs.given,
+            cameras=cameras,
             steps=self.steps,
             guidance_scale=self.guidance_scale,
             method=self.method,
@@ -122,7 +163,8 @@ class Sample:
             "timings_s": {"load": round(loaded - start, 3), "sample": round(done - loaded, 3)},
             "peak_memory_gib": _peak_memory(),
         }
-        result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, inputs.K, inputs.c2w, about)
+        K, c2w = (inputs.K, inputs.c2w) if cameras is None else (cameras.K, cameras.c2w)
+        result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about)
         index = write_result(out, result, overwrite=self.overwrite)
         print(f"sampled {self.steps} steps in {done - loaded:.1f} s, seed {self.seed} (compilation included)")
         if table := scores(result):

@@ -13,10 +13,7 @@ The folder is written beside its place under another name and renamed when it is
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from PIL import Image
 
 from fourreal import __version__
 from fourreal.data.cameras import opengl_from_opencv
+from fourreal.destination import check_creatable, whole_folder
 from fourreal.evaluation.baselines import BASELINES, best_copy
 from fourreal.evaluation.metrics import psnr_by_motion
 from fourreal.sampling.contact import Panel, contact_sheet
@@ -89,7 +87,8 @@ def panels(result: GridResult) -> list[Panel]:
 
 
 def check_destination(out: Path, overwrite: bool) -> None:
-    """Raises FileExistsError if `out` exists, or with `overwrite` if it is not empty and not a folder of ours."""
+    """Raises OSError if `out` cannot be made, or exists, or with `overwrite` is not empty and not a folder of ours."""
+    check_creatable(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -104,7 +103,9 @@ def write_result(out: Path, result: GridResult, *, overwrite: bool = False) -> P
     """Writes the whole folder `out`, or nothing; returns the path of its index.html."""
     shown = panels(result)
     table = scores(result)
-    with _whole_folder(out, overwrite) as folder:
+    check_destination(out, overwrite)
+    with whole_folder(out) as folder:
+        folder.mkdir()
         (folder / "index.html").write_text(_page(result, shown, table), encoding="utf-8")
         known = Panel("given", result.sampled, shown=result.given)
         contact_sheet([known, *shown], result.given, shorter=384 // max(result.given.shape)).save(
@@ -210,23 +211,3 @@ def _is_ours(folder: Path) -> bool:
         return generator.startswith("fourreal ")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-@contextmanager
-def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end, or vanishes on any error or Ctrl-C."""
-    out = out.resolve()
-    check_destination(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
-    partial.mkdir()
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -10,9 +10,8 @@ first is taken there. Any other cell that is given twice is an error.
 
 import difflib
 import glob
+import os
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,16 @@ from PIL import Image
 
 from fourreal.evaluation.metrics import psnr
 from fourreal.grid import even_cut
-from fourreal.sampling.media import Crop, choose_frames, fit, natural_order, open_clip, read_frames
+from fourreal.sampling.media import (
+    Crop,
+    choose_frames,
+    fit,
+    fit_intrinsics,
+    natural_order,
+    open_clip,
+    read_array,
+    read_frames,
+)
 
 GRIDS = Path(__file__).parents[1] / "assets" / "grids"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".gif", ".npz")
@@ -60,7 +68,7 @@ class GridInput:
 def parse_placement(text: str) -> Placement:
     """`PATH@v=0`, `PATH@t=0` or `PATH@v=3,t=5`; the path may contain `@` itself."""
     path, _, place = text.rpartition("@")
-    axes = re.findall(r"([vt])=(\d+)", place)
+    axes = re.findall(r"([vt])=([0-9]{1,9})", place)
     whole = ",".join("=".join(axis) for axis in axes) == place
     if not path or not axes or not whole or len(dict(axes)) != len(axes):
         raise ValueError(f"--given {text}: it does not say where; end it in @v=N (a view), @t=N (a time) or @v=N,t=N")
@@ -93,7 +101,9 @@ def read_placements(
             other = owner.setdefault(cell, placement)
             if other is not placement:
                 if not _cross(other, placement):
-                    raise ValueError(f"cell v={cell[0]},t={cell[1]} is given twice, by {other} and by {placement}")
+                    raise ValueError(
+                        f"cell v={cell[0]},t={cell[1]} is given twice, by {other} and by {placement}: leave one out"
+                    )
                 shared.append((cell, other, placement))
         chosen.append((placement, clip, indices, cells))
 
@@ -117,7 +127,7 @@ def place_views(path: str, views: int) -> tuple[list[Placement], str]:
 
     A folder counts by its video files, or if it has none by its folders of pictures.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if folder.is_dir():
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
         found = [entry for entry in entries if entry.suffix.lower() in VIDEOS and entry.is_file()]
@@ -168,7 +178,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
         given=given,
         name=path.stem,
         truth=truth,
-        K=None if K is None else _fit_intrinsics(K[chosen[0]], old_size, tuple(size), crop),
+        K=None if K is None else fit_intrinsics(K[chosen[0]], old_size, tuple(size), crop),
         c2w=None if c2w is None else c2w[chosen[0]],
         notes=tuple(notes),
     )
@@ -211,7 +221,7 @@ def _find_grid(grid: str | None) -> Path:
         return bundled[0]
     if grid in names:
         return bundled[names.index(grid)]
-    path = Path(grid).expanduser()
+    path = Path(os.path.expanduser(grid))
     if path.is_file():
         return path
     near = difflib.get_close_matches(grid, names, n=1)
@@ -223,11 +233,11 @@ def _find_grid(grid: str | None) -> Path:
 
 def _load_grid(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            frames, K, c2w = (arrays.get(key) for key in ("frames", "K", "c2w"))
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = {name: read_array(path, name) for name in ("frames", "K", "c2w")}
+    except Exception as error:  # a damaged archive can make its readers raise anything
         raise ValueError(f"{path}: cannot be read as npz ({error}); expected frames uint8 [v, t, h, w, 3]") from error
-    if frames is None or frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+    frames, K, c2w = arrays.values()
+    if frames is None or frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         have = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
         raise ValueError(f"{path}: `frames` is {have}; expected uint8 [v, t, h, w, 3]")
     for name, array, side in (("K", K, 3), ("c2w", c2w, 4)):
@@ -235,15 +245,8 @@ def _load_grid(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | 
             raise ValueError(
                 f"{path}: `{name}` is {list(array.shape)}; expected [{len(frames)}, {side}, {side}], one a view"
             )
+        if array is not None and (array.dtype.kind not in "fiu" or not np.isfinite(array).all()):
+            raise ValueError(
+                f"{path}: `{name}` ({array.dtype}) is not finite numbers; expected float32, or leave it out"
+            )
     return frames, K, c2w
-
-
-def _fit_intrinsics(K: np.ndarray, old: tuple[int, int], new: tuple[int, int], crop: Crop) -> np.ndarray:
-    """K after `media.fit`, to half a pixel. Pixel (0, 0) covers [0, 1] x [0, 1]: the picture's middle is (w/2, h/2)."""
-    (old_height, old_width), (height, width) = old, new
-    scale = (max if crop == "center" else min)(height / old_height, width / old_width)
-    moved = K.astype(np.float32)
-    moved[:, :2] *= scale
-    moved[:, 0, 2] += (width - scale * old_width) / 2
-    moved[:, 1, 2] += (height - scale * old_height) / 2
-    return moved

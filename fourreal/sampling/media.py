@@ -7,25 +7,30 @@ uint8 [f, h, w, 3].
 """
 
 import glob
+import math
 import os
 import re
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import av
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 Crop = Literal["center", "pad"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 EXPECTED = "expected a video, a gif, an npz, a picture, or a folder or glob of pictures"
-UNREADABLE = (av.error.FFmpegError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error, EOFError, KeyError)
+# What may be opened. Other formats of FFmpeg and Pillow open further files (playlists) or start programs (EPS).
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,yuv4mpegpipe,gif,apng,flv,asf,ogg,ivf,nut,mjpeg,h264,hevc"
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MOST_BYTES = 2**32  # of one array in an npz: a thousand frames of 1024 x 1024 are 3 * 2**30
 
 
 class MediaError(ValueError):
@@ -43,7 +48,7 @@ class Clip:
 
     @property
     def source(self) -> Path:
-        return Path(self.path).expanduser()
+        return Path(os.path.expanduser(self.path))
 
     @property
     def name(self) -> str:
@@ -52,7 +57,7 @@ class Clip:
 
 def open_clip(path: str) -> Clip:
     """Finds out what `path` is and counts its frames. FileNotFoundError, or MediaError if it cannot be read."""
-    source = Path(path).expanduser()
+    source = Path(os.path.expanduser(path))
     if source.is_dir():
         return _open_pictures(path, [file for file in source.iterdir() if file.suffix.lower() in PICTURES])
     if not source.exists():
@@ -61,16 +66,14 @@ def open_clip(path: str) -> Clip:
         return _open_pictures(path, [Path(match) for match in glob.glob(str(source), recursive=True)])
     if source.stat().st_size == 0:
         raise MediaError(f"{path}: the file is empty; {EXPECTED}")
-    try:
+    with _one_line(path):
         if source.suffix.lower() == ".npz":
-            return Clip(path, "npz", _npz_shape(source, path)[0])
+            return Clip(path, "npz", _npz_frames(source, path))
         if source.suffix.lower() in PICTURES:
-            with Image.open(source) as picture:
+            with Image.open(source, formats=PICTURE_FORMATS) as picture:
                 # A phone's MPO holds a second eye or a depth map behind the picture.
                 return Clip(path, "picture", 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1))
         return Clip(path, "video", _count_video(source, path))
-    except (*UNREADABLE, OSError, ValueError) as error:
-        raise _readable(error, path) from error
 
 
 def choose_frames(clip: Clip, wanted: int, frames: str | None = None) -> list[int]:
@@ -98,13 +101,11 @@ def read_frames(clip: Clip, indices: Sequence[int], size: tuple[int, int], crop:
     """Decodes the chosen frames, each brought to `size` (height, width) as it arrives. MediaError if one is damaged."""
     wanted = set(indices)
     found = {}
-    try:
+    with _one_line(clip.path):
         for index, picture in DECODERS[clip.kind](clip, wanted):
             found[index] = np.asarray(fit(picture, size, crop))
             if len(found) == len(wanted):
                 break
-    except (*UNREADABLE, OSError, ValueError) as error:
-        raise _readable(error, clip.path) from error
     if missing := wanted - found.keys():
         raise MediaError(
             f"{clip.path}: truncated or damaged, frame {min(missing)} of {clip.count} does not decode; "
@@ -123,6 +124,22 @@ def fit(picture: Image.Image, size: tuple[int, int], crop: Crop) -> Image.Image:
     if crop == "center":
         return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color="black")
+
+
+def fit_intrinsics(
+    K: Float[np.ndarray, "v 3 3"], old: tuple[int, int], new: tuple[int, int], crop: Crop
+) -> Float[np.ndarray, "v 3 3"]:
+    """K of pictures of `old` (height, width) after `fit`, to half a pixel.
+
+    Pixel (0, 0) covers [0, 1] x [0, 1]: the picture's middle is (w/2, h/2).
+    """
+    (old_height, old_width), (height, width) = old, new
+    scale = (max if crop == "center" else min)(height / old_height, width / old_width)
+    moved = K.astype(np.float32)
+    moved[:, :2] *= scale
+    moved[:, 0, 2] += (width - scale * old_width) / 2
+    moved[:, 1, 2] += (height - scale * old_height) / 2
+    return moved
 
 
 def enlarged(frames: UInt8[np.ndarray, "f h w 3"], shorter: int = 256) -> UInt8[np.ndarray, "f h2 w2 3"]:
@@ -163,7 +180,7 @@ def _open_pictures(path: str, files: list[Path]) -> Clip:
     files = sorted((file for file in files if not file.name.startswith(".")), key=natural_order)
     if not files:
         raise FileNotFoundError(f"{path}: no pictures there; expected {', '.join(PICTURES)} files")
-    if odd := next((file for file in files if file.suffix.lower() not in PICTURES), None):
+    if odd := next((file for file in files if file.suffix.lower() not in PICTURES or not file.is_file()), None):
         raise MediaError(f"{path}: {odd.name} is no picture; a folder or glob must hold pictures only ({EXPECTED})")
     return Clip(path, "pictures", len(files), tuple(files))
 
@@ -184,8 +201,7 @@ def _count_video(path: Path, shown: str) -> int:
 
 
 def _open_video(path: Path) -> av.container.InputContainer:
-    # The whitelist keeps a playlist file from opening anything on a network.
-    return av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    return av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
 
 
 def _decode_video(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
@@ -199,7 +215,7 @@ def _decode_video(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Ima
 
 
 def _decode_picture(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
-    with Image.open(clip.source) as picture:
+    with Image.open(clip.source, formats=PICTURE_FORMATS) as picture:
         for index in sorted(wanted):
             picture.seek(index)
             yield index, ImageOps.exif_transpose(picture)
@@ -207,16 +223,12 @@ def _decode_picture(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.I
 
 def _decode_pictures(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
     for index in sorted(wanted):
-        try:
-            with Image.open(clip.files[index]) as picture:
-                yield index, ImageOps.exif_transpose(picture)
-        except (*UNREADABLE, OSError, ValueError) as error:
-            raise _readable(error, str(clip.files[index])) from error
+        with _one_line(str(clip.files[index])), Image.open(clip.files[index], formats=PICTURE_FORMATS) as picture:
+            yield index, ImageOps.exif_transpose(picture)
 
 
 def _decode_npz(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
-    with np.load(clip.source, allow_pickle=False) as arrays:
-        frames = arrays["frames"]
+    frames = read_array(clip.source, "frames")
     for index in wanted:
         yield index, Image.fromarray(frames[index])
 
@@ -239,20 +251,41 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def _npz_shape(path: Path, shown: str) -> tuple[int, ...]:
-    """Shape of `frames`, from its header alone."""
+def read_array(path: Path, name: str) -> np.ndarray | None:
+    """An array of an npz, or None; ValueError if it is larger than its file or than MOST_BYTES. Never unpickles."""
+    if _array_header(path, name) is None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[name]
+
+
+def _array_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Shape and type of an array in an npz, None where it is missing, checked against what is stored behind them."""
     with zipfile.ZipFile(path) as archive:
-        if "frames.npy" not in archive.namelist():
-            raise MediaError(f"{shown}: no array `frames` in it; expected uint8 [f, h, w, 3]")
-        with archive.open("frames.npy") as file:
+        if f"{name}.npy" not in archive.namelist():
+            return None
+        with archive.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
+            stored = archive.getinfo(f"{name}.npy").file_size - file.tell()
+    needed = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and (needed != stored or needed > MOST_BYTES):
+        raise ValueError(f"`{name}` claims {needed} bytes and holds {stored}, of at most {MOST_BYTES}")
+    return shape, dtype
+
+
+def _npz_frames(path: Path, shown: str) -> int:
+    """The number of `frames`, from their header alone."""
+    header = _array_header(path, "frames")
+    if header is None:
+        raise MediaError(f"{shown}: no array `frames` in it; expected uint8 [f, h, w, 3]")
+    shape, dtype = header
     if len(shape) == 5:
         raise MediaError(f"{shown}: `frames` is a whole grid {list(shape)}, not a video; use --grid {shown}")
-    if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or 0 in shape:
+    if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8 or min(shape) < 1:
         raise MediaError(f"{shown}: `frames` is {dtype} {list(shape)}; expected uint8 [f, h, w, 3]")
-    return shape
+    return shape[0]
 
 
 def _parse_range(text: str) -> slice:
@@ -261,9 +294,14 @@ def _parse_range(text: str) -> slice:
     return slice(*(int(part) if part else None for part in text.split(":")))
 
 
-def _readable(error: Exception, path: str) -> Exception:
-    """The same fault as one line that names the file."""
-    if isinstance(error, MediaError | FileNotFoundError | PermissionError):
-        return error
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return MediaError(f"{path}: cannot be read ({reason}); {EXPECTED}")
+@contextmanager
+def _one_line(path: str) -> Iterator[None]:
+    """Any fault of a file as one line that names it. Damaged ones make decoders raise anything, after warnings."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except Exception as error:
+        if isinstance(error, MediaError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MediaError(f"{path}: cannot be read ({reason}); {EXPECTED}") from error

@@ -16,6 +16,7 @@ from fourreal.diffusion.guidance import Guidance
 from fourreal.diffusion.samplers import cell_noise, noise_levels, sample_grid
 from fourreal.grid import to_uint8, to_unit
 from fourreal.models.build import Params, make_forward, split_model
+from fourreal.models.cameras import Cameras, check_cameras
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.weights import fit_weights, read_weights, weights_hash
 
@@ -35,6 +36,7 @@ class GridPipeline:
         given: Bool[np.ndarray, "v t"],
         *,
         text: Float[np.ndarray, "l k"] | None = None,
+        cameras: Cameras | None = None,
         steps: int = 8,
         guidance_scale: float = 1.0,
         method: str = "euler",
@@ -46,12 +48,14 @@ class GridPipeline:
             frames: pixels; only the given cells are read.
             given: which cells are inputs; any subset, also none.
             text: embedded prompt, for models with text.
+            cameras: one a view, K [v 3 3] in pixels of `frames` and c2w [v 4 4], for models with cameras.
             steps: denoising steps.
             method: euler, or heun, which evaluates the model twice a step.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
             seed: of the noise; each cell's is keyed by (seed, v, t).
 
-        Raises ValueError for frames that are no uint8 grid or whose sides the model's patch does not divide.
+        Raises ValueError for frames that are no uint8 grid or whose sides the model's patch does not divide, and for cameras
+        that are none or that the model does not take.
         """
         frames, given = np.asarray(frames), np.asarray(given)
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -60,17 +64,25 @@ class GridPipeline:
             raise ValueError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
         if steps < 1 or not 0 <= seed < 2**32:
             raise ValueError(f"{steps} steps, seed {seed}: expected at least 1 step and a seed from 0 to 2^32 - 1")
+        if cameras is not None:
+            if not self.config.model.cameras:
+                raise ValueError("this checkpoint takes no cameras; train one with --model.cameras")
+            check_cameras(cameras, len(frames))
+            cameras = jax.tree.map(lambda array: np.asarray(array, np.float32)[None], cameras)
         guidance = Guidance(given=guidance_scale, text=guidance_scale)
         known = np.where(given[..., None, None, None], frames, 0)
         noise = cell_noise(seed, *frames.shape[:2], frames.shape[2:])
-        sampled = self._sample(self.params, known, given, noise, text, steps=steps, guidance=guidance, method=method)
+        conditions = {"text": text, "cameras": cameras}
+        sampled = self._sample(
+            self.params, known, given, noise, conditions, steps=steps, guidance=guidance, method=method
+        )
         return np.where(given[..., None, None, None], frames, np.asarray(sampled))
 
     def _sample_unjitted(
-        self, params, frames, given, noise, text, *, steps: int, guidance: Guidance, method: str
+        self, params, frames, given, noise, conditions, *, steps: int, guidance: Guidance, method: str
     ) -> jax.Array:
         model = functools.partial(self._forward, params)
-        text = None if text is None else text[None]
+        text = None if conditions["text"] is None else conditions["text"][None]
         x = sample_grid(
             model,
             to_unit(frames)[None],
@@ -82,6 +94,7 @@ class GridPipeline:
             method,
             text=text,
             null_text=None if text is None else jnp.zeros_like(text),
+            cameras=conditions["cameras"],
         )
         return to_uint8(x[0])
 

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from fourreal.cli import read_options
 from fourreal.config import TrainConfig, load_config
+from fourreal.destination import check_creatable
 from fourreal.training.loop import Start, run
 
 
@@ -32,8 +34,12 @@ class Train:
             raise SystemExit(0)
         if not argv or argv[0].startswith("-"):
             raise ValueError(f"the first argument is the config file, as in: {prog} configs/nano.py --optim.lr 3e-4")
-        return tyro.cli(cls, args=argv[1:], prog=f"{prog} {argv[0]}", default=cls(load_config(argv[0])))
+        return read_options(cls, argv[1:], f"{prog} {argv[0]}", default=cls(load_config(argv[0])))
 
     def run(self) -> None:
         """Trains."""
-        run(self.config, self.out or Path("runs") / self.config.name, self.start)
+        folder = self.out or Path("runs") / self.config.name
+        check_creatable(folder)
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file: give a folder with --out")
+        run(self.config, folder, self.start)

@@ -9,24 +9,36 @@ from fourreal.models.build import Params, fresh_params
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.weights import flat_names, read_weights
 
-OWN = ("sync.", "sigma_projection.", "base.hint_embed.", "base.head.copy_gate.")  # what not every model has
-FREE = ("hints", "depth", "dtype", "remat")  # settings of a base that may differ, or whose difference the shapes show
+OWN = (
+    "sync.",
+    "sigma_projection.",
+    "base.hint_embed.",
+    "base.camera_embed.",
+    "base.head.copy_gate.",
+)  # what not every model has
+FREE = (
+    "hints",
+    "cameras",
+    "depth",
+    "dtype",
+    "remat",
+)  # settings of a base that may differ, or whose difference the shapes show
 
 
 def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = None) -> tuple[Params, str]:
     """The parameters before step 0, and one line that says where they are from.
 
-    Weights of a base alone start a grid model: the sync layers stay fresh, and so do hints that the base lacks. Raises
-    ValueError for any other difference between the two models.
+    Weights of a base alone start a grid model: the sync layers stay fresh, and so do maps of hints and cameras that the weights
+    lack. Raises ValueError for any other difference between the two models.
     """
-    params = fresh_params(spec.model, spec.grid, seed)
     if init_from is None:
-        return params, f"fresh parameters from seed {seed}"
+        return fresh_params(spec.model, spec.grid, seed), f"fresh parameters from seed {seed}"
     theirs = dataclasses.asdict(describe_checkpoint(init_from).model)
     for name, ours in dataclasses.asdict(spec.model).items():
         if name not in FREE and theirs[name] != ours:
             raise ValueError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
-    found, wanted = read_weights(weights_folder(init_from)), flat_names(params)
+    found = read_weights(weights_folder(init_from))
+    wanted = flat_names(fresh_params(spec.model, spec.grid, seed))
     for name in {**wanted, **found}:
         if name in wanted and name in found and found[name].shape != wanted[name].shape:
             raise ValueError(

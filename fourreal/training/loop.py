@@ -5,14 +5,17 @@ Order of operations; resuming relies on it:
   2. batch s + 1 is taken from the prefetcher and the numbers of step s - 1 are fetched while step s runs
   3. after s + 1 steps: metrics, then validation, then checkpoint, each at its own interval
 So a checkpoint of n steps holds everything that comes of the first n batches, and the device never waits for the host.
-SIGTERM, Ctrl-C and numbers that are not finite save and stop.
+SIGTERM, Ctrl-C and numbers that are not finite save and stop. A write that fails stops the run; its checkpoints stay.
 
-The state comes from, in this order: the run's own newest checkpoint (`resume`), the weights named by `init_from` (parameters
-only), a fresh start. Nothing is written before all of it is known to work.
+The state comes from, in this order: the run's own newest whole checkpoint (`resume`), the weights named by `init_from`
+(parameters only), a fresh start. Nothing is written before all of it is known to work. A folder has one process at a time.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
 import signal
 import time
@@ -37,7 +40,7 @@ from fourreal.training.initialize import initial_params
 from fourreal.training.metrics import MetricsWriter
 from fourreal.training.optimizer import learning_rate
 from fourreal.training.state import State, fresh_state, join_params
-from fourreal.training.step import make_train_step
+from fourreal.training.step import CAMERAS, make_train_step
 from fourreal.training.validation import make_validation
 
 # What a resumed run may change; everything else decides what the steps compute.
@@ -51,7 +54,9 @@ FREE = (
     "data.source",
     "data.threads",
     "data.prefetch",
+    "model.remat",
 )
+INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +73,14 @@ class Start:
 
 def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
     """Trains. Raises ValueError for a folder in use or a misfit, FloatingPointError when numbers stop being finite,
-    KeyboardInterrupt after Ctrl-C; the last two after saving."""
-    with StopSignal() as stop:
-        train(prepare(config, folder, start), stop)
+    KeyboardInterrupt after Ctrl-C, both after saving, OSError for a write that fails, as on a full disk."""
+    with StopSignal() as stop, locked(folder):
+        prepared = prepare(config, folder, start)
+        try:
+            train(prepared, stop)
+        except OSError as error:
+            done = prepared.checkpoints.done or 0
+            raise OSError(f"{error}; once that is mended, --resume goes on after {done} steps") from error
     if stop.interrupted:
         raise KeyboardInterrupt
 
@@ -96,23 +106,33 @@ class Run:
         return join_params(self.state["ema"], self.state["frozen"])
 
     def save(self) -> None:
-        """Starts a checkpoint and writes the weights."""
+        """Starts a checkpoint of all that is written by now, and writes the weights."""
+        self.writer.sync()
         self.checkpoints.save(self.done, self.state)
         save_weights(self.folder / RUN_WEIGHTS, self.average(), to_json(self.spec))
 
     def close(self) -> None:
-        """Waits for saves under way and stops the reading of data."""
-        self.checkpoints.close()
-        self.writer.close()
+        """Stops the reading of data and waits for saves under way."""
         self.batches.close()
+        self.writer.close()
+        self.checkpoints.close()
 
 
 def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
     """Reads, builds and compiles what a run needs, and only then makes or takes over its folder."""
+    if config.model.text_width is not None:
+        raise ValueError(
+            f"model.text_width is {config.model.text_width}: data sets of grids hold no text, leave it out"
+        )
     check_folder(config, folder, start)
     checkpoints = Checkpoints(folder) if start.resume else None
-    done = (checkpoints.latest() or 0) if checkpoints else 0
-    if config.trains != "all" and not done and start.init_from is None:
+    done = (checkpoints.done or 0) if checkpoints else 0
+    init_from = start.init_from
+    if start.resume and not done:
+        print(f"there is no checkpoint in {folder} yet: starting from the beginning")
+        if init_from is None and (folder / INIT_FROM).is_file():
+            init_from = (folder / INIT_FROM).read_text()
+    if config.trains != "all" and not done and init_from is None:
         raise ValueError(
             f"trains is '{config.trains}': name the base that stays frozen with --init-from, as runs/nano_base"
         )
@@ -123,15 +143,15 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
     spec = ModelSpec(config.model, grid, config.data.views, config.data.times, size, config.sigma.shift)
     graph, _ = split_model(spec.model, spec.grid)
     forward = make_forward(graph)
-    params, origin = initial_params(spec, config.seed, None if done else start.init_from)
+    validate = make_validation(forward, config)
+    params, origin = initial_params(spec, config.seed, None if done else init_from)
     state = fresh_state(params, config)
     if done:
         state, origin = checkpoints.restore(shapes_of(state)), f"resumed after {done} steps"
     steps = CompiledSteps(make_train_step(forward, config), config)
     print(f"{config.name}: {origin}")
     print(describe_cost(steps, state, batch))
-    validate = make_validation(forward, config)
-    make_folder(config, folder, start)
+    make_folder(config, folder, start.overwrite, None if done else init_from)
     checkpoints = checkpoints or Checkpoints(folder)
     writer = MetricsWriter(folder, done)
     return Run(config, folder, spec, state, done, batches, batch, steps, validate, checkpoints, writer)
@@ -139,6 +159,7 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
 
 def train(run: Run, stop: "StopSignal") -> None:
     """The loop, in the order that the module's docstring gives."""
+    stop.training = True
     config, first, waited, began = run.config, run.done, 0.0, time.monotonic()
     with tqdm(total=config.steps, initial=first, unit="step", dynamic_ncols=True) as progress:
         running = None
@@ -146,6 +167,7 @@ def train(run: Run, stop: "StopSignal") -> None:
             for number in range(first + 1, config.steps + 1):
                 run.state, metrics = run.steps(run.state, run.batch)
                 run.done = number
+                run.checkpoints.check()
                 asked = time.monotonic()
                 run.batch = next(run.batches)
                 waited += time.monotonic() - asked
@@ -200,9 +222,32 @@ def evaluate(run: Run, progress: tqdm) -> None:
     run.writer.write(run.done, numbers)
     run.writer.picture(run.done, "validation", sheet)
     (run.folder / "sheets").mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(run.folder / "sheets" / f"{run.done:07d}.png")
+    path = run.folder / "sheets" / f"{run.done:07d}.png"
+    Image.fromarray(sheet).save(path.with_suffix(".tmp"), "PNG")
+    path.with_suffix(".tmp").replace(path)
     shown = ", ".join(f"{name.split('_')[-1]} {value:.2f}" for name, value in numbers.items() if "psnr" in name)
     progress.write(f"step {run.done}: validation PSNR in dB: {shown}")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder where there is none, and lets no other process train in it for as long as this one lives.
+
+    Raises ValueError where another one does. A folder that is still empty at the end goes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"another process is training in {folder}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        os.close(descriptor)
 
 
 def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
@@ -213,9 +258,8 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
     if start.resume:
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"there is no run in {folder} to resume: leave --resume out")
-        changed = {
-            name: pair for name, pair in differences(read_config(folder), to_json(config)).items() if name not in FREE
-        }
+        stored = to_json(from_json(TrainConfig, read_config(folder)))  # with the settings that are newer than the run
+        changed = {name: pair for name, pair in differences(stored, to_json(config)).items() if name not in FREE}
         if changed:
             name, (there, here) = next(iter(changed.items()))
             raise ValueError(
@@ -230,12 +274,14 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
             raise ValueError(f"{folder} is no run's folder, so --overwrite leaves it: give another --out") from None
 
 
-def make_folder(config: TrainConfig, folder: Path, start: Start) -> None:
-    """Makes the run's folder with its config.json; under `overwrite`, empties it first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if start.overwrite:
+def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: str | None) -> None:
+    """Fills the run's folder with its config.json and where it starts from; under `overwrite`, empties it first."""
+    if overwrite:
         for entry in folder.iterdir():  # not the folder itself: it may be a link to another disk
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if entry.name != CONFIG:  # so that it stays a run's folder if this process is killed now
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if init_from:
+        (folder / INIT_FROM).write_text(init_from)
     (folder / f"{CONFIG}.tmp").write_text(json.dumps(to_json(config), indent=2) + "\n")
     (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
 
@@ -246,11 +292,12 @@ class CompiledSteps:
     def __init__(self, train_step: Any, config: TrainConfig):
         self.function = train_step
         self.pixels_per_token = config.model.patch[1] * config.model.patch[2]
+        self.arrays = ("frames", "given", *(CAMERAS if config.model.cameras else ()))
         self._programs: dict[str | None, jax.stages.Compiled] = {}
 
     def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """(arrays, static arguments) of a batch."""
-        return {name: batch[name] for name in ("frames", "given")}, {n: batch[n] for n in ("context",) if n in batch}
+        return {name: batch[name] for name in self.arrays}, {n: batch[n] for n in ("context",) if n in batch}
 
     def program(self, state: State, batch: dict[str, Any]) -> jax.stages.Compiled:
         """The compiled step for such a batch."""
@@ -279,16 +326,21 @@ def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> 
 
 
 class StopSignal:
-    """Notes SIGTERM and the first Ctrl-C, so that the loop can save and stop between two steps; the second stops at once."""
+    """Notes SIGTERM and the first Ctrl-C, so that the loop can save and stop between two steps.
+
+    The second Ctrl-C stops at once, and so do both before training, when there is nothing to save.
+    """
 
     def __enter__(self) -> "StopSignal":
-        self.asked = self.interrupted = False
+        self.asked = self.interrupted = self.training = False
         self._before = {sign: signal.signal(sign, self._note) for sign in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _note(self, sign: int, _: Any) -> None:
-        if self.interrupted and sign == signal.SIGINT:
+        if sign == signal.SIGINT and (self.interrupted or not self.training):
             raise KeyboardInterrupt
+        if not self.training:
+            raise SystemExit(128 + sign)
         self.asked, self.interrupted = True, sign == signal.SIGINT
 
     def __exit__(self, *_: Any) -> None:

@@ -24,6 +24,7 @@ SYNC = (
     ("sigma_projection",),
     ("base", "given"),
     ("base", "hint_embed"),
+    ("base", "camera_embed"),
     ("base", "head", "copy_gate"),
     ("base", "context"),
 )

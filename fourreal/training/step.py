@@ -18,16 +18,23 @@ from fourreal.config import TrainConfig
 from fourreal.diffusion import flow
 from fourreal.grid import cell_sigma, to_unit
 from fourreal.models.build import Params
+from fourreal.models.cameras import Cameras
 from fourreal.training.optimizer import make_optimizer, update_average
 from fourreal.training.state import State, join_params
 
 SIGMA, NOISE = 0, 1  # purposes of random numbers
+CAMERAS = ("K", "c2w", "cameras_known")  # what a batch tells a model that takes cameras
 
 
 def example_keys(seed: int, purpose: int, step: jax.Array, count: int) -> jax.Array:
     """One key an example of the global batch, the same on every device count."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(count))
+
+
+def batch_cameras(config: TrainConfig, batch: dict[str, jax.Array]) -> dict[str, Cameras]:
+    """The batch's cameras as a condition of the model, for a model that takes them."""
+    return {"cameras": Cameras(batch["K"], batch["c2w"], known=batch["cameras_known"])} if config.model.cameras else {}
 
 
 def batch_loss(
@@ -53,6 +60,7 @@ def make_train_step(forward: Callable, config: TrainConfig) -> Callable[..., tup
 
     def train_step(state: State, batch: dict[str, jax.Array], **conditions: Any) -> tuple[State, dict[str, Any]]:
         frames, given = batch["frames"], batch["given"]
+        conditions |= batch_cameras(config, batch)
         sigma_keys, noise_keys = (
             example_keys(config.seed, purpose, state["step"], frames.shape[0]) for purpose in (SIGMA, NOISE)
         )

@@ -1,9 +1,11 @@
 """What a run reports of its average on the validation split: loss by noise level, PSNR of sampled grids, a contact sheet.
 
-Grids are cut and masked without chance (view 0 and time 0 given), noise is fixed, so the numbers of two steps compare.
+Grids are cut and masked without chance (view 0 and time 0 given, cameras known), noise is fixed, so the numbers of two steps
+compare.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from fourreal.evaluation.metrics import psnr_by_motion
 from fourreal.grid import to_uint8, to_unit
 from fourreal.models.build import Params
 from fourreal.sampling.contact import Panel, contact_sheet
-from fourreal.training.step import batch_loss
+from fourreal.training.step import batch_cameras, batch_loss
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # midpoints of five equal buckets
 STEPS = 4  # sampling steps
@@ -31,16 +33,16 @@ def make_validation(forward: Callable, config: TrainConfig) -> Callable[[Params]
     prediction = config.model.prediction
     levels = noise_levels(STEPS, config.sigma.shift)
 
-    def losses(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **context: str) -> jax.Array:
+    def losses(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **conditions: Any) -> jax.Array:
         def at(sigma: float) -> jax.Array:
             level = jnp.full((frames.shape[0],), sigma)
-            return batch_loss(forward, params, frames, given, level, noise, prediction, **context)
+            return batch_loss(forward, params, frames, given, level, noise, prediction, **conditions)
 
         return jnp.stack([at(sigma) for sigma in SIGMAS])
 
-    def sample(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **context: str) -> jax.Array:
+    def sample(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **conditions: Any) -> jax.Array:
         def model(x: jax.Array, sigma: jax.Array, mask: jax.Array) -> jax.Array:
-            return forward(params, x, sigma, mask, **context)
+            return forward(params, x, sigma, mask, **conditions)
 
         return to_uint8(sample_grid(model, to_unit(frames), given, noise, levels, prediction))
 
@@ -51,10 +53,11 @@ def make_validation(forward: Callable, config: TrainConfig) -> Callable[[Params]
         for batch in batches:
             frames, given = batch["frames"], batch["given"]
             context = {"context": batch["context"]} if "context" in batch else {}
+            conditions = context | batch_cameras(config, batch)
             noise = np.broadcast_to(_noise(frames.shape[1:]), frames.shape)
             real = batch["weight"] > 0
-            loss.append(np.asarray(losses(params, frames, given, noise, **context))[:, real])
-            sampled = np.where(given[..., None, None, None], frames, sample(params, frames, given, noise, **context))
+            loss.append(np.asarray(losses(params, frames, given, noise, **conditions))[:, real])
+            sampled = np.where(given[..., None, None, None], frames, sample(params, frames, given, noise, **conditions))
             for truth, mask, result in zip(
                 *(_as_grids(x, context)[real] for x in (frames, given, sampled)), strict=True
             ):
@@ -66,7 +69,8 @@ def make_validation(forward: Callable, config: TrainConfig) -> Callable[[Params]
         for name in ("all", "moving", "copy"):
             finite = [score[name] for score in scores if np.isfinite(score[name])]
             numbers[f"validation/psnr_{name}"] = float(np.mean(finite)) if finite else float("nan")
-        return numbers, np.concatenate(sheets)
+        width = max(sheet.shape[1] for sheet in sheets)
+        return numbers, np.concatenate([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in sheets])
 
     return validate
 

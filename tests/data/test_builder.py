@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_an_existing_folder_is_kept_unless_told_to_replace_it(tmp_path):
     [
         ({"size": 60}, "power of two"),
         ({"times": 1}, "cannot move"),
-        ({"workers": 0}, "workers >= 1"),
+        ({"workers": 0}, "1 to 256 workers"),
         ({"test": -1}, "no grids"),
     ],
 )
@@ -164,3 +165,30 @@ def test_bundled_examples_are_what_their_command_renders():
             # another machine's arithmetic may round a level differently
             assert np.abs(stored["frames"].astype(int) - example["frames"]).max() <= 2
             assert str(stored["scene"]) == str(example["scene"])
+
+
+def test_rendering_processes_leave_with_the_one_that_is_killed(tmp_path):
+    script = tmp_path / "render.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from fourreal.data.grid_stream import GridRequest, GridStream\n"
+        "if __name__ == '__main__':\n"
+        "    for grid in GridStream(GridRequest('train', 2, 2, 16, 0), 10**6, 2):\n"
+        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) == 2 and not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

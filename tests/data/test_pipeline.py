@@ -4,13 +4,14 @@ Stored pixels carry (index, view, time) as their three channels, and the cameras
 says where it came from.
 """
 
+import json
 from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from fourreal.data.pipeline import PipelineConfig, evaluation_batches, grid_batches
+from fourreal.data.pipeline import PipelineConfig, evaluation_batches, grid_batches, units_and_grids
 
 VIEWS = TIMES = 8
 CONFIG = PipelineConfig(batch_size=6, seed=5)
@@ -56,6 +57,7 @@ def test_grid_batch_has_the_promised_keys_shapes_and_types():
         "given": ((6, 4, 4), "bool"),
         "K": ((6, 4, 3, 3), "float32"),
         "c2w": ((6, 4, 4, 4), "float32"),
+        "cameras_known": ((6,), "bool"),
         "index": ((6,), "int64"),
     }
 
@@ -86,10 +88,53 @@ def test_parts_of_all_processes_concatenate_to_the_batch_of_one_process(kind, pr
         assert_equal({key: np.concatenate([part[step][key] for part in parts]) for key in batch}, batch)
 
 
+def test_batches_of_one_grid_are_those_of_a_larger_batch_one_by_one():
+    (batch,) = take(CONFIG, 1)
+    for place, single in enumerate(take(replace(CONFIG, batch_size=1), CONFIG.batch_size)):
+        assert_equal(single, {key: array[place : place + 1] for key, array in batch.items()})
+
+
 def test_another_seed_gives_another_order_other_cuts_and_other_masks():
     first, second = take(CONFIG, 5), take(replace(CONFIG, seed=6), 5)
     for key in ("index", "frames", "given"):
         assert not np.array_equal([b[key] for b in first], [b[key] for b in second]), key
+
+
+def with_units(*shown: str) -> list[dict]:
+    """Grids that show the units of each text, a letter a unit."""
+    return [
+        stored_grid(index) | {"scene": json.dumps({"subjects": [{"unit": unit} for unit in own]})}
+        for index, own in enumerate(shown)
+    ]
+
+
+def test_share_of_the_units_leaves_the_grids_that_show_no_others():
+    source = with_units("a", "b", "ab", "c", "bc", "d", "aa", "abcd")
+    for seed in range(10):
+        config = replace(CONFIG, batch_size=1, seed=seed, unit_share=0.5)
+        units, places = units_and_grids(config, source=source)
+        expected = {
+            place for place, own in enumerate(("a", "b", "ab", "c", "bc", "d", "aa", "abcd")) if set(own) <= set(units)
+        }
+        assert len(units) == 2 and set(places) == expected
+        assert {int(batch["index"][0]) for batch in take(config, 2 * len(places), source)} == expected
+
+
+def test_smaller_share_of_the_units_is_a_part_of_a_larger_one():
+    source = with_units(*"abcdefghij")
+    small, large = (set(units_and_grids(replace(CONFIG, unit_share=share), source=source)[0]) for share in (0.2, 0.6))
+    other = set(units_and_grids(replace(CONFIG, unit_share=0.2, seed=9), source=source)[0])
+    assert (len(small), len(large)) == (2, 6) and small < large and other != small
+
+
+def test_share_of_the_units_that_leaves_no_grid_is_refused():
+    with pytest.raises(ValueError, match="leaves 1 of 2 units and no grid"):
+        units_and_grids(replace(CONFIG, unit_share=0.1), source=with_units("ab"))
+
+
+def test_validation_takes_all_units_whatever_the_share():
+    batches = list(evaluation_batches(replace(CONFIG, unit_share=0.1), "validation", source=with_units(*"abcdef")))
+    assert sorted(np.concatenate([batch["index"] for batch in batches])) == list(range(6))
 
 
 def test_each_epoch_has_every_grid_once_in_a_new_order():
@@ -118,6 +163,22 @@ def test_cut_is_a_regular_sub_grid_of_the_stored_frames_with_its_own_cameras():
     straight = {tuple(range(o, o + 4)) for o in range(5)} | {(0, 2, 4, 6), (1, 3, 5, 7)}
     assert seen["time"] == straight  # time never runs backwards
     assert seen["view"] == straight | {views[::-1] for views in straight}
+
+
+def test_cameras_are_hidden_at_the_rate_asked_for_by_choice_of_the_seed():
+    known = np.concatenate([batch["cameras_known"] for batch in take(CONFIG, 100)])
+    assert abs(known.mean() - 0.5) < 0.09  # four standard errors of a share of 600
+    assert not take(replace(CONFIG, drop_cameras=1.0), 1)[0]["cameras_known"].any()
+    assert take(replace(CONFIG, drop_cameras=0.0), 1)[0]["cameras_known"].all()
+
+
+def test_each_frame_of_a_clip_has_its_camera():
+    for context in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        for batch in take(replace(CONFIG, kind="clip", clip_contexts=context), 2):
+            views = origin(batch["frames"])[..., 1]
+            np.testing.assert_array_equal(batch["K"][..., 0, 0], views)
+            np.testing.assert_array_equal(batch["c2w"][..., 0, 0], 100 + views)
+            assert batch["cameras_known"].shape == views.shape[:1]
 
 
 def test_strides_are_equally_frequent_and_views_reversed_half_the_time():

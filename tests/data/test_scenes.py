@@ -8,7 +8,7 @@ import pytest
 from fourreal.data import cameras, stage
 from fourreal.data.assets import BUNDLED, Assets, split_of
 from fourreal.data.procedural import KINDS, SHAPES, ProceduralModel
-from fourreal.data.scenes import Scene, sample_scene
+from fourreal.data.scenes import Arc, Scene, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,19 @@ def test_scenes_vary_as_promised(assets):
     assert len({subject.unit for subject in subjects}) > 50
     assert any(subject.texture for subject in subjects)
     sweeps = np.array([scene.arc.sweep for scene in scenes])
-    assert (np.abs(sweeps) >= 20).all() and (np.abs(sweeps) <= 120).all() and 0.4 < (sweeps > 0).mean() < 0.6
+    assert (np.abs(sweeps) >= 5).all() and (np.abs(sweeps) <= 120).all() and 0.4 < (sweeps > 0).mean() < 0.6
+    assert abs(np.mean([abs(scene.arc.climb) > 12 for scene in scenes]) - 0.1) < 0.05  # rising over the subject
+    dollies = np.array([scene.arc.dolly for scene in scenes if scene.arc.dolly])
+    assert abs(len(dollies) / len(scenes) - 0.25) < 0.07 and 0.3 < (dollies > 0).mean() < 0.7
     for values in ([s.arc.elevation for s in scenes], [s.arc.elevation + s.arc.climb for s in scenes]):
         assert min(values) > 4.99 and max(values) < 50.01 and np.ptp(values) > 40
+
+
+@pytest.mark.parametrize(("dolly", "distances"), [(0.5, [2, 2.5, 3]), (-0.5, [3, 2.5, 2]), (0, [2, 2, 2])])
+def test_cameras_go_away_or_come_nearer_and_are_never_nearer_than_framed(dolly, distances):
+    arc = Arc(azimuth=10, sweep=40, elevation=20, climb=5, fov=40, margin=0.9, dolly=dolly)
+    c2w = stage.arc_cameras(arc, 3, np.array([1.0, 2, 3]), 2.0)
+    np.testing.assert_allclose(np.linalg.norm(c2w[:, :3, 3] - [1, 2, 3], axis=1), distances, rtol=1e-6)
 
 
 def test_clips_that_end_are_played_once(assets):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fourreal.diffusion.guidance import Guidance, guided_clean
+from fourreal.models import Cameras
 
 SHAPE = (2, 2, 3, 2, 2, 3)
 SIGMA = 0.6
@@ -93,3 +94,21 @@ def test_branches_of_weight_0_are_not_computed(data, given, text, evaluations):
     model = Model()
     guided(model, data, Guidance(given, text), text=TEXT, null_text=NULL)
     assert model.batches == [2 * evaluations]
+
+
+def test_every_branch_sees_the_cameras(data):
+    class Seen:
+        def __call__(self, x, sigma, given, cameras):
+            assert cameras.K.shape == (len(x), 2, 3, 3) and cameras.known is None
+            return x * cameras.K.mean(axis=(1, 2, 3)).reshape(-1, 1, 1, 1, 1, 1)
+
+    cameras = Cameras(normal(2, 2, 3, 3), normal(2, 2, 4, 4))
+    twice = guided(Seen(), data, Guidance(given=2.0), cameras=cameras)
+    once, none = (single_with(Seen(), data, cameras, with_given) for with_given in (True, False))
+    np.testing.assert_allclose(twice, 2 * once - none, atol=1e-5)  # a few roundings of numbers about 5
+
+
+def single_with(model, data, cameras, with_given: bool) -> np.ndarray:
+    noised = (1 - SIGMA) * data["x0_given"] + SIGMA * data["eps"]
+    x = data["x"] if with_given else np.where(data["given"][..., None, None, None], noised, data["x"])
+    return model(x, SIGMA, data["given"], cameras)

@@ -15,6 +15,7 @@ from flax import nnx
 
 from fourreal.grid import cell_sigma, grid_hints, swap_view_time
 from fourreal.models import GridDiT, GridDiTConfig
+from fourreal.models.attention import fused_attention
 from fourreal.models.build import split_model
 
 VIEWS, TIMES = 2, 3
@@ -301,6 +302,68 @@ def test_sequential_is_the_block_over_views_then_over_times_in_every_layer(tiny,
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
 
 
+# The one-stream controls
+
+
+def parameter_counts(shapes) -> dict[str, int]:
+    """Numbers of parameters by the part of the model."""
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
+
+
+@pytest.mark.parametrize("fusion", ["sequential", "fused"])
+def test_matched_control_has_exactly_softs_parameters(tiny, fusion):
+    soft, control, plain = (
+        parameter_counts(split_model(tiny.config(), grid)[1])
+        for grid in (GridDiTConfig("soft"), GridDiTConfig(fusion, matched=True), GridDiTConfig(fusion))
+    )
+    assert control == soft and set(soft) - set(plain) == {"sync", "sigma_projection"}
+
+
+@pytest.mark.parametrize("fusion", ["sequential", "fused"])
+def test_fresh_matched_control_equals_its_fusion_without(tiny, data, fusion):
+    control = run(tiny, data, GridDiTConfig(fusion, matched=True), fresh_sync=True)
+    np.testing.assert_allclose(control, run(tiny, data, GridDiTConfig(fusion)), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("fusion", ["sequential", "fused"])
+def test_matched_control_adds_a_linear_map_of_a_blocks_input_and_output(tiny, data, fusion):
+    base, grid = tiny.config(depth=1), GridDiTConfig(fusion, matched=True)
+    params = tiny.params(base, grid, fresh_sync=True)
+    model: GridDiT = nnx.merge(*nnx_split(base, grid, params))
+    linear = {
+        name: 0.1 * np.random.default_rng(1).normal(size=p.shape).astype(np.float32)
+        for name, p in params["sync"].items()
+    }
+    out = tiny.forward(base, grid)(params | {"sync": linear}, data["x"], data["sigma"], data["given"])
+    block = jax.tree.map(lambda leaf: leaf[0], model.base.blocks)
+    kernel, bias, table = (linear[name][0] for name in ("kernel", "bias", "modulation"))
+
+    def corrected(x, y, *outputs):
+        z = jnp.stack([(1 + table[1, part]) * value + table[0, part] for part, value in enumerate((x, y))])
+        return y + sum(jnp.einsum("p...d,pde->...e", z, kernel[:, :, o]) + bias[o] for o in outputs)
+
+    @jax.jit
+    def by_hand(x, sigma, given):
+        part = model.base
+        temb, six = part.modulation(cell_sigma(sigma, given))
+        tokens = part.embed(x, given, None)
+        if fusion == "sequential":
+            six_v, angles = swap_view_time(six + part.context[1]), part.angles(np.arange(VIEWS), (4, 4))
+            tokens = corrected(tokens, swap_view_time(block(swap_view_time(tokens), six_v, angles)), 0)
+            y = block(tokens, six + part.context[0], part.angles(np.arange(TIMES), (4, 4)))
+            tokens = corrected(tokens, y, 1)
+        else:
+            angles = part.angles(np.arange(VIEWS * TIMES), (4, 4)).reshape(VIEWS, TIMES, 4, -1)
+            y = block(tokens, six + part.context[0], angles, attention=fused_attention)
+            tokens = corrected(tokens, y, 0, 1)
+        return part.decode(part.head(tokens, temb), x, None)
+
+    expected = by_hand(data["x"], data["sigma"], data["given"])
+    np.testing.assert_allclose(out, expected, atol=TOLERANCE)
+    plain = run(tiny, data, GridDiTConfig(fusion), depth=1)
+    assert np.abs(out - plain).max() > 0.01
+
+
 @pytest.mark.parametrize("hints", [False, True])
 def test_no_given_argument_is_the_same_as_nothing_given(tiny, data, hints):
     base, grid = tiny.config(hints=hints), GridDiTConfig("soft", "zero", "mean")
@@ -325,6 +388,7 @@ def test_default_hints_are_those_of_the_grid_and_others_may_be_passed(tiny, data
     "settings",
     [
         {"fusion": "medium"},
+        {"fusion": "soft", "matched": True},
         {"fusion": "soft", "sync_init": "half"},
         {"fusion": "hard", "sync_init": "zero"},
         {"fusion": "fused", "sync_init": "zero"},

@@ -111,7 +111,7 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny, clip):
     np.testing.assert_array_equal(forward(params, x, sigma, given)[0], forward(params, other, sigma, given)[0])
 
 
-@pytest.mark.parametrize("remat", ["full", "attention_out"])
+@pytest.mark.parametrize("remat", ["matmuls", "full", "attention_out"])
 def test_rematerialization_changes_neither_value_nor_gradient(tiny, clip, remat):
     x, sigma, given = clip
     params = tiny.params(tiny.config())
@@ -127,7 +127,7 @@ def test_rematerialization_changes_neither_value_nor_gradient(tiny, clip, remat)
 
 
 def test_each_rematerialization_policy_keeps_less_than_the_one_before(tiny, clip):
-    """none keeps all, attention_out the attention's outputs beside what full keeps: the tokens between layers."""
+    """none keeps all, matmuls their results, attention_out the attention's, full only the tokens between layers."""
     x, sigma, given = clip
     params = tiny.params(tiny.config())
 
@@ -137,7 +137,7 @@ def test_each_rematerialization_policy_keeps_less_than_the_one_before(tiny, clip
         _, backward = jax.eval_shape(lambda p: jax.vjp(lambda p: forward(p, x, sigma, given), p), params)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    assert kept("none") > kept("attention_out") > kept("full")
+    assert kept("none") > kept("matmuls") > kept("attention_out") > kept("full")
 
 
 def test_a_bf16_model_returns_fp32_close_to_the_fp32_model(tiny, clip):

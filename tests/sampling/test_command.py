@@ -8,6 +8,7 @@ import pytest
 from fourreal import cli
 from fourreal.models import GridDiTConfig, checkpoints
 from fourreal.sampling import inputs
+from fourreal.sampling.cameras import trajectory
 from fourreal.sampling.media import write_video
 
 SHAPE = (3, 4, 16, 16)
@@ -33,7 +34,7 @@ def pipeline(monkeypatch, tmp_path):
     module = ModuleType("fourreal.sampling.pipeline")
     module.load_pipeline = lambda name: pipe
     monkeypatch.setitem(sys.modules, "fourreal.sampling.pipeline", module)
-    described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2])
+    described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2], model=SimpleNamespace(cameras=True))
     monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: described)
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "long.mp4", np.zeros((13, 16, 16, 3), np.uint8), fps=8)
@@ -68,7 +69,7 @@ def test_without_inputs_a_bundled_grid_is_sampled_and_scored(pipeline, capsys, t
     frames, given, options = pipeline.calls[0]
     assert given[0].all() and given[:, 0].all() and not given[1:, 1:].any()
     assert (frames[1:, 1:] == 0).all()  # the truth stays hidden
-    assert options == {"steps": 8, "guidance_scale": 1.0, "method": "euler", "seed": 0}
+    assert options == {"cameras": None, "steps": 8, "guidance_scale": 1.0, "method": "euler", "seed": 0}
     assert (np.load(tmp_path / "out/wolf-nano-seed0/grid.npz")["frames"][1:, 1:] == 128).all()
 
 
@@ -86,7 +87,7 @@ def test_given_is_repeatable_and_settings_reach_pipeline_and_metadata(pipeline, 
     assert "long.mp4: 13 frames -> 1, 3, 5, 7" in output and "PSNR" not in output
     _, given, options = pipeline.calls[0]
     assert given.tolist() == [[True] + [False] * 3, [True] * 4, [True] + [False] * 3]
-    assert options == {"steps": 3, "guidance_scale": 2.0, "method": "euler", "seed": 5}
+    assert options == {"cameras": None, "steps": 3, "guidance_scale": 2.0, "method": "euler", "seed": 5}
     stored = json.loads((tmp_path / "out/a/metadata.json").read_text())
     assert stored["options"]["given"] == ["long.mp4@v=1", "orbit.mp4@t=0"] and stored["options"]["seed"] == 5
     assert stored["weights_hash"] == "abc123" and stored["model"]["fusion"] == "hard"
@@ -100,6 +101,33 @@ def test_sugar_is_the_same_as_given(pipeline):
     assert (frames_a == frames_b).all() and (given_a == given_b).all() and given_a.sum() == 6
 
 
+def test_trajectory_is_told_to_the_model_and_written_beside_the_grid(pipeline, capsys, tmp_path):
+    assert sample("--video", "long.mp4", "--trajectory", "dolly:0.5", "--out", "out/a") == 0
+    assert "cameras: dolly:0.5" in capsys.readouterr().out
+    distances = np.linalg.norm(pipeline.calls[0][2]["cameras"].c2w[:, :3, 3], axis=1)
+    np.testing.assert_allclose(distances, [1, 0.75, 0.5], atol=1e-6)
+    assert (
+        sample("--image", "orbit.mp4", "--cameras", "out/a/transforms.json", "--out", "out/b", "--frames", "0:1") == 0
+    )
+    np.testing.assert_allclose(pipeline.calls[1][2]["cameras"].c2w, pipeline.calls[0][2]["cameras"].c2w, atol=1e-6)
+
+
+def test_a_test_grid_brings_its_cameras_unless_told_not_to(pipeline, tmp_path):
+    cameras = trajectory("arc", SHAPE[0], SHAPE[2:])
+    truth = np.zeros((*SHAPE, 3), np.uint8)
+    np.savez(tmp_path / "grids" / "wolf.npz", frames=truth, K=cameras.K, c2w=cameras.c2w)
+    assert sample("--out", "out/a") == 0 and sample("--cameras", "none", "--out", "out/b") == 0
+    np.testing.assert_array_equal(pipeline.calls[0][2]["cameras"].c2w, cameras.c2w)
+    assert pipeline.calls[1][2]["cameras"] is None
+
+
+def test_a_checkpoint_without_cameras_refuses_those_asked_for(pipeline, capsys, monkeypatch):
+    described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2], model=SimpleNamespace(cameras=False))
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: described)
+    assert "--trajectory: the checkpoint nano takes no cameras" in fails(capsys, "--trajectory", "orbit")
+    assert sample("--out", "out/a") == 0 and pipeline.calls[0][2]["cameras"] is None
+
+
 def test_views_folder_is_said_and_sampled(pipeline, tmp_path, capsys):
     (tmp_path / "cams").mkdir()
     for name in ("cam0", "cam1"):
@@ -107,6 +135,13 @@ def test_views_folder_is_said_and_sampled(pipeline, tmp_path, capsys):
     assert sample("--views", "cams", "--out", "out/a") == 0
     assert "cams: cam0.mp4 -> view 0, cam1.mp4 -> view 1" in capsys.readouterr().out
     assert pipeline.calls[0][1].sum() == 8
+
+
+def test_names_of_files_need_not_be_utf8(pipeline, tmp_path):
+    video, out = "long\udcff.mp4", "out/\udcfe"
+    (tmp_path / "long.mp4").rename(tmp_path / video)
+    assert sample("--video", video, "--out", out) == 0
+    assert json.loads((tmp_path / out / "metadata.json").read_text())["options"]["video"] == video
 
 
 @pytest.mark.parametrize(
@@ -120,8 +155,15 @@ def test_views_folder_is_said_and_sampled(pipeline, tmp_path, capsys):
         (["--video", "long.mp4", "--frames", "x"], "expected a:b or a:b:step"),
         (["--grid", "wolff"], "did you mean wolf?"),
         (["--grid", "wolf", "--video", "long.mp4"], "--grid brings its own given cells"),
-        (["--steps", "0"], "at least 1 step"),
+        (["--steps", "0"], "1 to 1000 steps"),
         (["--given", "long.mp4@v=0", "--given", "long.mp4@v=1", "--given", "long.mp4@v=2"], "nothing to sample"),
+        (["--trajectory", "orbt:60"], "did you mean orbit?"),
+        (["--trajectory", "orbit:far"], "'far' is no finite number"),
+        (["--trajectory", "dolly:0.95"], "ends in the subject"),
+        (["--trajectory", "rise:80"], "between -85 and 85 degrees"),
+        (["--trajectory", "orbit", "--cameras", "x.json"], "give one"),
+        (["--cameras", "x.json"], "x.json: there is no such file"),
+        (["--cameras", "long.mp4"], "not JSON"),
         (["--out", "grids", "--overwrite"], "was not written by fourreal"),
     ],
 )

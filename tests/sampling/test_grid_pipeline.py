@@ -1,5 +1,7 @@
 """`load_pipeline` and what it promises about given cells, seeds and sizes."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint
 from fourreal.models.weights import save_weights
+from fourreal.sampling.cameras import trajectory
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.serialize import to_json
 
@@ -92,3 +95,17 @@ def test_a_base_alone_is_refused_as_a_grid_pipeline(tmp_path):
 def test_an_unknown_checkpoint_names_the_nearest_bundled_one():
     with pytest.raises(FileNotFoundError, match="did you mean 'nano'"):
         describe_checkpoint("nanoo")
+
+
+def test_cameras_change_what_is_sampled_and_a_model_without_them_refuses(pipe):
+    spec = replace(SPEC, model=replace(BASE, cameras=True))
+    fresh = fresh_params(spec.model, spec.grid, 0)
+    told = GridPipeline(spec, jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh))
+    cameras = trajectory("orbit:90", 3, (8, 8))
+    without, along = told(FRAMES, GIVEN, steps=2), told(FRAMES, GIVEN, steps=2, cameras=cameras)
+    assert (without[~GIVEN] != along[~GIVEN]).any()
+    np.testing.assert_array_equal(along[GIVEN], FRAMES[GIVEN])
+    with pytest.raises(ValueError, match=r"expected \[3, 3, 3\], one a view"):
+        told(FRAMES, GIVEN, steps=2, cameras=trajectory("orbit", 2, (8, 8)))
+    with pytest.raises(ValueError, match="takes no cameras"):
+        pipe(FRAMES, GIVEN, steps=2, cameras=cameras)

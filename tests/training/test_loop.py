@@ -5,6 +5,7 @@ The runs share compiled programs through JAX's compilation cache, since compilin
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -28,9 +29,9 @@ from fourreal.models.build import fresh_params, split_model
 from fourreal.models.checkpoints import ModelSpec
 from fourreal.models.weights import fit_weights, flat_names, read_config, read_weights, save_weights
 from fourreal.serialize import from_json, to_json
-from fourreal.training import loop
+from fourreal.training import checkpoint, loop
 from fourreal.training.checkpoint import Checkpoints, shapes_of
-from fourreal.training.loop import Start, run
+from fourreal.training.loop import Start, check_folder, locked, make_folder, run
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
 
@@ -52,7 +53,8 @@ GRID = TrainConfig(
 CLIPS = dataclasses.replace(
     GRID,
     name="clips",
-    data=dataclasses.replace(GRID.data, kind="clip", clip_contexts=(0.4, 0.3, 0.3)),
+    # one grid a batch: then the sheets of fixed-view and freeze-time videos, of different widths, stand below each other
+    data=dataclasses.replace(GRID.data, kind="clip", clip_contexts=(0.4, 0.3, 0.3), batch_size=1),
     optim=OptimConfig(lr=0.01, warmup=0),
     trains="all",
     eval_every=0,
@@ -212,6 +214,12 @@ def test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped(
     assert_same_run(tmp_path / "run", unbroken)
 
 
+def test_sigterm_before_training_leaves_at_once():
+    with pytest.raises(SystemExit) as stopped, loop.StopSignal():
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 143
+
+
 KILLED = """
 import json, os, sys
 from fourreal.config import TrainConfig
@@ -247,13 +255,66 @@ def test_run_killed_without_warning_resumes_as_if_never_killed(unbroken, from_ba
     assert_same_run(folder, unbroken)
 
 
-def test_half_written_last_line_of_metrics_does_not_hinder_resuming(unbroken, tmp_path):
+def test_run_with_a_broken_newest_checkpoint_and_a_torn_line_goes_on_from_the_one_before(unbroken, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
+    (folder / "checkpoints" / "6" / "state" / "manifest.ocdbt").write_bytes(b"")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "train/lo')
     run(GRID, folder, Start(resume=True))
-    assert lines_of(folder) == lines_of(unbroken)
+    assert (
+        "of 6 steps is broken (state/manifest.ocdbt is damaged): going back to the one of 4" in capsys.readouterr().out
+    )
+    assert_same_run(folder, unbroken)
+
+
+def test_run_killed_before_its_first_checkpoint_starts_from_the_beginning_and_the_same_weights(
+    unbroken, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    shutil.rmtree(folder / "checkpoints")
+    run(GRID, folder, Start(resume=True))
+    assert "there is no checkpoint in" in capsys.readouterr().out
+    assert_same_run(folder, unbroken)
+
+
+def test_disk_full_during_a_save_stops_the_run_whose_state_before_stays_whole(
+    unbroken, from_base, tmp_path, monkeypatch
+):
+    def full_at_4(folder):
+        if folder.name == "4":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    seal = checkpoint.seal
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"of 4 steps .*No space left.* goes on after 2 steps"),
+    ):
+        patch.setattr(checkpoint, "seal", full_at_4)
+        run(GRID, tmp_path / "run", from_base)
+    run(GRID, tmp_path / "run", Start(resume=True))
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_folder_has_one_process_at_a_time(tmp_path):
+    with locked(tmp_path / "run"):
+        for start in (Start(), Start(resume=True), Start(overwrite=True)):
+            with pytest.raises(ValueError, match=r"another process is training in .*run: wait for it"):
+                run(CLIPS, tmp_path / "run", start)
+    assert not (tmp_path / "run").exists()  # it was never filled
+
+
+def test_overwrite_killed_halfway_leaves_a_folder_that_can_be_overwritten(unbroken, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.json, "dumps", lambda *_, **__: 1 / 0)  # after all is deleted
+        with pytest.raises(ZeroDivisionError):
+            make_folder(GRID, folder, True, None)
+    assert os.listdir(folder) == ["config.json"]
+    check_folder(CLIPS, folder, Start(overwrite=True))
 
 
 def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):

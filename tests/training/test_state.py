@@ -75,6 +75,11 @@ def test_count_of_trained_sync_parameters_is_that_of_their_shapes(tiny, params):
     assert sum(leaf.size for leaf in jax.tree.leaves(split_params(params, "sync")[0])) == expected
 
 
+def test_sync_trains_the_map_of_the_cameras(tiny):
+    trained, _ = split_params(tiny.params(tiny.config(cameras=True), GRID), "sync")
+    assert {"base.camera_embed.kernel", "base.camera_embed.bias"} <= names(trained)
+
+
 @pytest.mark.parametrize("trains", ["all", "attention", "sync"])
 def test_parts_join_to_the_whole(params, trains):
     joined = join_params(*split_params(params, trains))

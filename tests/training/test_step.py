@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from fourreal.config import TrainConfig
+from fourreal.data import cameras
 from fourreal.diffusion import flow
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import make_forward, split_model
@@ -183,3 +184,18 @@ def test_given_cells_have_no_part_in_the_loss(config, state, batch):
     batch_loss(spy, output, frames, given, level, eps, "x0")
     np.testing.assert_allclose(seen["x"][given], frames[given] / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(seen["sigma"], np.where(given, 0, 0.5))
+
+
+def test_cameras_teach_their_map_only_where_they_are_known(tiny, config, batch):
+    model = tiny.config(hints=True, depth=1, cameras=True)
+    config = dataclasses.replace(config, model=model)
+    c2w = cameras.orbit_arc(np.zeros(3), 2.0, np.array([0.0, 30.0]), 10.0)
+    poses = {"K": np.stack([[cameras.intrinsics(40, 4)] * VIEWS] * BATCH), "c2w": np.stack([c2w] * BATCH)}
+    before = fresh_state(jax.tree.map(jnp.asarray, tiny.params(model, GRID)), config)
+    for known, moves in ((False, False), (True, True)):
+        told = batch | poses | {"cameras_known": np.full(BATCH, known)}
+        after, metrics = jitted_step(config)(before, told)
+        assert np.isfinite(float(metrics["loss"]))
+        gradient = after["opt"]
+        first_moments = [leaf for path, leaf in jax.tree.leaves_with_path(gradient) if "camera_embed" in str(path)]
+        assert first_moments and all((np.abs(leaf).max() > 0) == moves for leaf in first_moments)

