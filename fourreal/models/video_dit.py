@@ -15,6 +15,7 @@ Much of a grid stands still, and at low noise x is nearly the answer: a narrow m
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -28,7 +29,9 @@ from jaxtyping import Array, Bool, Float
 from fourreal import grid as axes
 from fourreal.grid import CONTEXTS
 from fourreal.models import layers
+from fourreal.models.attention import CROSS_NAME, SELF_NAME, clip_attention, cross_attention
 from fourreal.models.cameras import RAY, Cameras, plucker_rays
+from fourreal.models.kernels import XLA, Kernel
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
@@ -36,9 +39,11 @@ Remat = Literal["none", "matmuls", "attention_out", "full"]
 MOST = 2**20  # of anything that is counted: far above what fits a device
 REMAT_POLICIES = {
     "none": None,
-    "matmuls": jax.checkpoint_policies.dots_saveable,
+    "matmuls": jax.checkpoint_policies.save_from_both_policies(  # a flash kernel is no matmul to jax
+        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(SELF_NAME, CROSS_NAME)
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention_out": jax.checkpoint_policies.save_only_these_names("attention_out"),
+    "attention_out": jax.checkpoint_policies.save_only_these_names(SELF_NAME),
 }
 
 
@@ -116,8 +121,9 @@ class Head(nnx.Module):
 class VideoDiT(nnx.Module):
     """The base model on clips. `VideoDiT(config, rngs=nnx.Rngs(0))(clip, sigma)`."""
 
-    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs, kernel: Kernel = XLA):
         self.config = config
+        self.kernel = kernel  # of attention; `resolve_kernel` gives the devices' own
         dtype, width = jnp.dtype(config.dtype), config.width
         small = nnx.initializers.normal(0.02)
         patch_size = config.patch[1] * config.patch[2] * config.channels
@@ -181,7 +187,7 @@ class VideoDiT(nnx.Module):
         six = self.add_context(six, context)
 
         def layer(x: jax.Array, block: layers.Block) -> tuple[jax.Array, None]:
-            return block(x, six, angles, text), None
+            return self.run_block(block, x, six, angles, text), None
 
         x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
         return self.decode(self.head(x, temb), clip, hints)
@@ -245,6 +251,13 @@ class VideoDiT(nnx.Module):
         """Rotary angles `[f, s, e/2]` for frames at `positions` of `size` (height, width) pixels."""
         patch, head_size = self.config.patch[1], self.config.width // self.config.heads
         return layers.rotary_angles(positions, size[0] // patch, size[1] // patch, head_size)
+
+    def run_block(
+        self, block: layers.Block, x, six, angles, text, attention: Callable = clip_attention
+    ) -> Float[Array, "*lead f s d"]:
+        """A block with the model's attention kernel."""
+        attention, cross = (functools.partial(of, kernel=self.kernel) for of in (attention, cross_attention))
+        return block(x, six, angles, text, attention, cross)
 
     def rematerialize(self, layer: Callable) -> Callable:
         """`layer`, the body of a scan, under the config's rematerialization policy."""
