@@ -212,7 +212,7 @@ def _cudnn_backward(q, k, v, out, lse, do, kernel):
 # Splash attention: heads before tokens, no scaling, whole blocks. Tokens that fill up a block are another segment.
 
 
-def _fit(length: int, most: int) -> tuple[int, int]:
+def fit_block(length: int, most: int) -> tuple[int, int]:
     """A block of at most `most` tokens and the length, filled up, that it divides."""
     if length <= most:
         return (-(-length // LANES) * LANES,) * 2
@@ -220,7 +220,7 @@ def _fit(length: int, most: int) -> tuple[int, int]:
     return min(((block, -(-length // block) * block) for block in blocks), key=lambda fit: fit[1])
 
 
-def _fit_step(block: int, most: int) -> int:
+def fit_step(block: int, most: int) -> int:
     """The largest part of a block, at most `most` tokens, that divides it."""
     return max(step for step in range(LANES, min(block, most) + 1, LANES) if block % step == 0)
 
@@ -250,7 +250,7 @@ def _splash_forward(q, k, v, kernel, with_lse):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
     queries, keys = q.shape[1], k.shape[1]
-    (block_q, padded_q), (block_kv, padded_kv) = _fit(queries, kernel.blocks.q), _fit(keys, kernel.blocks.kv)
+    (block_q, padded_q), (block_kv, padded_kv) = fit_block(queries, kernel.blocks.q), fit_block(keys, kernel.blocks.kv)
 
     def one(q, k, v):
         return splash._splash_attention_forward(
@@ -262,7 +262,7 @@ def _splash_forward(q, k, v, kernel, with_lse):
             sinks=None,
             mask_value=splash.DEFAULT_MASK_VALUE,
             is_mqa=False,
-            block_sizes=splash.BlockSizes(block_q, block_kv, _fit_step(block_kv, kernel.blocks.step)),
+            block_sizes=splash.BlockSizes(block_q, block_kv, fit_step(block_kv, kernel.blocks.step)),
             residual_checkpoint_name=None,
             save_residuals=with_lse,
             mask_function=None,
@@ -279,14 +279,14 @@ def _splash_backward(q, k, v, out, lse, do, kernel):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
     queries, keys, scale = q.shape[1], k.shape[1], q.shape[-1] ** -0.5
-    block_q, padded_q = _fit(queries, kernel.blocks.q_backward)
-    block_kv, padded_kv = _fit(keys, kernel.blocks.kv_backward)
+    block_q, padded_q = fit_block(queries, kernel.blocks.q_backward)
+    block_kv, padded_kv = fit_block(keys, kernel.blocks.kv_backward)
     blocks = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
         block_q_dkv=block_q,
         block_kv_dkv=block_kv,
-        block_kv_dkv_compute=_fit_step(block_kv, kernel.blocks.step),
+        block_kv_dkv_compute=fit_step(block_kv, kernel.blocks.step),
         use_fused_bwd_kernel=True,
     )
 
