@@ -171,8 +171,8 @@ BREAKS = [
     ),
     Break(
         "models/sync.py",
-        "y_t, shift_scale, TIME)",
-        "y_t, shift_scale, VIEW)",
+        "y_t, shift_scale_t, TIME)",
+        "y_t, shift_scale_t, VIEW)",
         SYNC + "sync_layer_is_its_formula_at_every_token[soft-zero]",
     ),
     Break(
