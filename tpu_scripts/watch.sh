@@ -9,9 +9,11 @@
 #   training finished      end with 0
 #   it stopped or died     launch again            } together at most MAX_RESTARTS times
 #   preempted, slice gone  delete, and so from the top }
-#   train.py refused, or failed twice alike; the request failed; the same trouble at PATIENCE looks in a row: end with 1
+#   train.py refused, or failed twice alike; the request failed; the same trouble at PATIENCE looks in a row, or
+#   INSTALLS failed installations: end with 1
 
 PATIENCE=10
+INSTALLS=3
 # What train.py says of itself: bad input or a failed write, Ctrl-C, a loss that is not finite. (Python gives 1 to every
 # exception, so also to those that come of another host's death.)
 UNMENDABLE='failed (2|130):|failed 1: .*fourreal train: error:'
@@ -95,7 +97,7 @@ watch() {
 }
 
 supervise() {
-  local restarts=0 troubles=0 uploaded=no mine=yes before='' failure='' seen
+  local restarts=0 troubles=0 installs=0 uploaded=no mine=yes before='' failure='' seen
   while :; do
     seen=$(observe) || seen='unknown'
     [ "$seen" = "$before" ] || say "$(date '+%F %T') $seen"
@@ -108,7 +110,7 @@ supervise() {
             *) fail "no change at $PATIENCE looks in a row (${seen#*: }): see tpu.sh status; what trains goes on" ;;
           esac
         fi ;;
-      *) [ "$seen" = "$before" ] || troubles=0 ;;
+      running* | queued*) troubles=0 installs=0 ;;
     esac
     case $seen in
       absent)
@@ -122,10 +124,8 @@ supervise() {
           upload || exit 1
           uploaded=yes
         fi
-        if ! { install_on_all && launch_on_all; }; then
-          troubles=$((troubles + 1))
-          [ "$troubles" -lt "$PATIENCE" ] || fail "installing failed $PATIENCE times"
-        fi ;;
+        installs=$((installs + 1))
+        { install_on_all && launch_on_all; } || [ "$installs" -lt "$INSTALLS" ] || fail "installing failed $installs times" ;;
       interrupted*)
         # "interrupted: HOST: WHY": a WHY that comes back at once is no accident.
         [[ $seen != *': failed '* || ${seen#*: *: } != "$failure" ]] || fail "${seen#*: }, twice in a row; a restart does not mend that"

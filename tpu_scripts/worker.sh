@@ -134,12 +134,12 @@ status() {
 }
 
 stop() {
-  local pid second
+  local pid tries
   if pid=$(training_pid); then
     kill -TERM "$pid"
-    for ((second = 0; second < STOP_SECONDS; second++)); do
+    for ((tries = 0; tries < 10 * STOP_SECONDS; tries++)); do
       training_pid >/dev/null || break
-      sleep 1
+      sleep 0.1
     done
     kill -KILL "$pid" 2>/dev/null || true
   fi

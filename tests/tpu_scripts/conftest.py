@@ -31,7 +31,7 @@ esac""",
 class Cloud:
     """The fake cloud and the scripts under test."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, repository: Path):
         self.folder, self.repository, self.bin = folder / "cloud", folder / "a repository", folder / "bin"
         self.settings = {"PROJECT": "my-project", "ZONE": "us-west4-a", "BUCKET": "my-bucket", "NAME": "pod", "RUN": "tiny"}
         for place in (self.folder / "homes", self.folder / "bin", self.folder / "buckets" / "my-bucket", self.bin):
@@ -46,7 +46,7 @@ class Cloud:
             "calls.jsonl": "",
         }.items():
             self.put(name, text)
-        fake = f'exec {sys.executable} -S -E {HERE / "fake_gcloud.py"} "$@"'
+        fake = f'exec {sys.executable} -I -S {HERE / "fake_gcloud.py"} "$@"'
         for place, name, text in [
             (self.bin, "gcloud", fake),
             (self.folder / "bin", "gcloud", fake),
@@ -55,14 +55,7 @@ class Cloud:
             (place / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
             (place / name).chmod(0o755)
         self.events([])
-        shutil.copytree(ROOT / "tpu_scripts", self.repository / "tpu_scripts")
-        (self.repository / "tpu_scripts" / "settings.env").unlink(missing_ok=True)
-        shutil.copy(HERE / "fake_train.py", self.repository / "train.py")
-        (self.repository / "configs").mkdir()
-        for name in ("configs/tiny.py", "configs/it's a \"config\".py", "constraints.txt", "pyproject.toml"):
-            (self.repository / name).write_text("")
-        (self.repository / ".gitignore").write_text("/runs/\n/out/\nsettings.env\n")
-        subprocess.run(["git", "init", "--quiet"], cwd=self.repository, check=True)
+        shutil.copytree(repository, self.repository)
 
     def put(self, name: str, text: str) -> None:
         """Sets something about the cloud."""
@@ -118,14 +111,28 @@ class Cloud:
 
     def close(self) -> None:
         """Ends what still trains."""
-        for path in self.folder.glob("homes/*/fourreal/pid"):
+        for path in self.folder.glob("homes*/*/fourreal/pid"):
             with contextlib.suppress(ValueError, ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def small_repository(tmp_path_factory):
+    """A repository with the scripts under test and a stand-in for train.py."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(ROOT / "tpu_scripts", folder / "tpu_scripts", ignore=shutil.ignore_patterns("settings.env"))
+    shutil.copy(HERE / "fake_train.py", folder / "train.py")
+    (folder / "configs").mkdir()
+    for name in ("configs/tiny.py", "configs/it's a \"config\".py", "constraints.txt", "pyproject.toml"):
+        (folder / name).write_text("")
+    (folder / ".gitignore").write_text("/runs/\n/out/\nsettings.env\n")
+    subprocess.run(["git", "init", "--quiet", "--template="], cwd=folder, check=True)
+    return folder
+
+
 @pytest.fixture
-def cloud(tmp_path):
+def cloud(tmp_path, small_repository):
     """A project with a bucket, where nothing has been created yet."""
-    cloud = Cloud(tmp_path)
+    cloud = Cloud(tmp_path, small_repository)
     yield cloud
     cloud.close()

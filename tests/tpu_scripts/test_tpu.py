@@ -75,11 +75,12 @@ def test_a_dry_run_prints_the_exact_commands_and_runs_none(cloud, verb):
     assert cloud.calls() == [] and not (cloud.repository / "out").exists()
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself_without_settings(cloud, verb):
-    result = cloud.tpu(verb, "--help", "--settings", "/nowhere")
-    assert result.returncode == 0 and result.stdout.startswith(f"tpu.sh {verb}") and cloud.calls() == []
-    assert f"  {verb} " in cloud.tpu("--help").stdout
+def test_every_verb_explains_itself_without_settings(cloud):
+    usage = cloud.tpu("--help").stdout
+    for verb in VERBS:
+        result = cloud.tpu(verb, "--help", "--settings", "/nowhere")
+        assert result.returncode == 0 and result.stdout.startswith(f"tpu.sh {verb}") and f"  {verb} " in usage
+    assert cloud.calls() == []
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_a_multi_slice_run_goes_from_nothing_to_training_on_every_machine(cloud)
         assert "uv venv --python 3.11" in installs and "-c constraints.txt -e .[tpu,train]" in installs
         assert "--metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 my-bucket" in (home / "mounts").read_text()
     assert (cloud.folder / "buckets/my-bucket/runs/tiny/config.json").exists()
-    lines = cloud.tpu("status").stdout.splitlines()
-    assert lines == ["pod is ACTIVE", *(f"fourreal-worker {machine}: running" for machine in cloud.machines())]
+    first, *lines = cloud.tpu("status").stdout.splitlines()
+    assert first == "pod is ACTIVE" and sorted(lines) == [f"fourreal-worker {name}: running" for name in cloud.machines()]
 
 
 def test_every_verb_may_be_repeated(active):
@@ -201,7 +202,7 @@ def test_setup_leaves_a_machine_alone_that_trains(active):
 def test_a_failed_installation_is_one_line_with_its_cause(active):
     active.put("no-packages", "")
     error = only_error(active.tpu("setup"))
-    assert "pod-0: error: installing fourreal failed: no package jax (all of it: ~/fourreal/setup.log)" in error
+    assert ": error: installing fourreal failed: no package jax (all of it: ~/fourreal/setup.log)" in error
 
 
 def test_launch_before_setup_says_so(cloud):

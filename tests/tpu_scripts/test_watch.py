@@ -3,6 +3,8 @@
 A `sleep` between two looks takes no time and lets the next event happen.
 """
 
+import re
+
 import pytest
 
 PREEMPT = "echo SUSPENDED >state"
@@ -55,7 +57,7 @@ def test_it_waits_in_the_queue(cloud):
 def test_a_save_on_a_signal_is_no_end(cloud):
     cloud.events([":", end_all("finish")])
     result = cloud.tpu("watch")
-    assert result.returncode == 0 and "interrupted: pod-0: stopped" in result.stdout
+    assert result.returncode == 0 and re.search(r"interrupted: pod-[01]: stopped", result.stdout)
     assert len(cloud.trained_with()) == 2 and len(cloud.calls("worker.sh setup")) == 1
 
 
@@ -86,7 +88,7 @@ def test_the_same_crash_twice_is_not_tried_a_third_time(cloud):
 
 def test_restarts_are_bounded(cloud):
     cloud.settings["MAX_RESTARTS"] = "3"
-    cloud.events([PREEMPT] * 40)
+    cloud.events([f"[ ! -e state ] || {PREEMPT}"] * 40)
     result = cloud.tpu("watch")
     assert result.returncode == 1
     assert "it was preempted, after 3 restarts: MAX_RESTARTS allows no more" in result.stderr
@@ -118,7 +120,7 @@ def test_a_passing_fault_is_borne_and_a_lasting_one_is_not(cloud):
 def test_an_installation_that_fails_is_not_tried_for_ever(cloud):
     cloud.put("no-packages", "")
     result = cloud.tpu("watch")
-    assert result.returncode == 1 and "installing failed 10 times" in result.stderr
+    assert result.returncode == 1 and "installing failed 3 times" in result.stderr
     assert cloud.calls("worker.sh launch") == []
 
 
