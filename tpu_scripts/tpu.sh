@@ -60,12 +60,12 @@ on_all() {
 WORKER='bash ~/fourreal/code/tpu_scripts/worker.sh'
 
 check_tools() {
-  local tool account
-  for tool in gcloud timeout; do
-    command -v "$tool" >/dev/null || refuse "there is no $tool here: install $([ "$tool" = gcloud ] && echo 'the Google Cloud CLI, https://cloud.google.com/sdk/docs/install' || echo 'the GNU coreutils')"
+  local tool
+  for tool in gcloud timeout git; do
+    command -v "$tool" >/dev/null && continue
+    [ "$tool" != gcloud ] || refuse 'there is no gcloud here: install the Google Cloud CLI, https://cloud.google.com/sdk/docs/install'
+    refuse "there is no $tool here: install it (timeout is one of the GNU coreutils)"
   done
-  account=$(call 60 auth list --filter=status:ACTIVE --format='value(account)') || exit 1
-  [ -n "$account" ] || refuse 'gcloud is not logged in: run gcloud auth login'
 }
 
 # What creating and installing need besides: the API and the bucket.

@@ -33,16 +33,23 @@ class Cloud:
 
     def __init__(self, folder: Path, repository: Path):
         self.folder, self.repository, self.bin = folder / "cloud", folder / "a repository", folder / "bin"
-        self.settings = {"PROJECT": "my-project", "ZONE": "us-west4-a", "BUCKET": "my-bucket", "NAME": "pod", "RUN": "tiny"}
+        self.settings = {
+            "PROJECT": "my-project",
+            "ZONE": "us-west4-a",
+            "BUCKET": "my-bucket",
+            "NAME": "pod",
+            "RUN": "tiny",
+        }
         for place in (self.folder / "homes", self.folder / "bin", self.folder / "buckets" / "my-bucket", self.bin):
             place.mkdir(parents=True)
         for name, text in {
-            "account": "me@example.com\n",
+            "account": "an account",
             "apis": "tpu.googleapis.com\n",
             "hierarchical": "True",
             "slices": "",
             "failures.json": "[]",
             "training": "wait",
+            "workers": "1",
             "calls.jsonl": "",
         }.items():
             self.put(name, text)
@@ -65,7 +72,7 @@ class Cloud:
         """Makes `sleep`, as the scripts see it, no wait at all: the n-th runs the n-th command, in the cloud's folder."""
         lines = "".join(f"  {number}) {command} ;;\n" for number, command in enumerate(commands, 1))
         (self.bin / "sleep").write_text(
-            f'#!/usr/bin/env bash\ncd {self.folder}\necho >>sleeps\ncase $(wc -l <sleeps) in\n{lines}  *) : ;;\nesac\n'
+            f"#!/usr/bin/env bash\ncd {self.folder}\necho >>sleeps\ncase $(wc -l <sleeps) in\n{lines}  *) : ;;\nesac\n"
         )
         (self.bin / "sleep").chmod(0o755)
 
@@ -81,7 +88,12 @@ class Cloud:
     def environment(self) -> dict[str, str]:
         """What the scripts run with."""
         system = os.environ["PATH"]
-        return {"PATH": f"{self.bin}:{system}", "SYSTEM_PATH": system, "CLOUD": str(self.folder), "HOME": str(self.folder)}
+        return {
+            "PATH": f"{self.bin}:{system}",
+            "SYSTEM_PATH": system,
+            "CLOUD": str(self.folder),
+            "HOME": str(self.folder),
+        }
 
     def tpu(self, *words: str, **changes: str) -> subprocess.CompletedProcess:
         """Runs tpu.sh."""
@@ -101,13 +113,15 @@ class Cloud:
         """The machines that were reached."""
         return sorted(path.name for path in (self.folder / "homes").iterdir())
 
-    def trained_with(self, machine: str = "pod-0") -> list[list[str]]:
-        """The arguments of every start of train.py on a machine."""
+    def trained_with(self, machine: str = "pod-0", starts: int = 1) -> list[list[str]]:
+        """The arguments of every start of train.py on a machine, once there are so many."""
         path = self.folder / "homes" / machine / "arguments.jsonl"
-        deadline = time.monotonic() + 10
-        while not path.exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 20
+        while True:
+            lines = path.read_text().splitlines() if path.exists() else []
+            if len(lines) >= starts or time.monotonic() > deadline:
+                return [json.loads(line) for line in lines]
             time.sleep(0.02)
-        return [json.loads(line) for line in path.read_text().splitlines()]
 
     def close(self) -> None:
         """Ends what still trains."""
@@ -123,7 +137,7 @@ def small_repository(tmp_path_factory):
     shutil.copytree(ROOT / "tpu_scripts", folder / "tpu_scripts", ignore=shutil.ignore_patterns("settings.env"))
     shutil.copy(HERE / "fake_train.py", folder / "train.py")
     (folder / "configs").mkdir()
-    for name in ("configs/tiny.py", "configs/it's a \"config\".py", "constraints.txt", "pyproject.toml"):
+    for name in ("configs/tiny.py", 'configs/it\'s a "config".py', "constraints.txt", "pyproject.toml"):
         (folder / name).write_text("")
     (folder / ".gitignore").write_text("/runs/\n/out/\nsettings.env\n")
     subprocess.run(["git", "init", "--quiet", "--template="], cwd=folder, check=True)

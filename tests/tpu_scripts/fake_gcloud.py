@@ -2,7 +2,8 @@
 
 The folder CLOUD holds: `calls.jsonl`, every call's arguments; `account`; `apis`; `buckets/NAME/`, with `hierarchical` beside;
 `state`, the queued resource's; `slices`, lines of "NAME<tab>STATE"; `failures.json`, [part of a command, stderr, exit code]
-(code -1: no answer); `homes/SLICE-WORKER/`, the home folders of the machines, two a slice; `bin/`, commands on the machines.
+(code -1: no answer); `homes/SLICE-WORKER/`, the home folders of the machines; `workers`, how many
+a slice has; `bin/`, commands on the machines.
 """
 
 import json
@@ -12,7 +13,6 @@ import time
 from pathlib import Path
 
 CLOUD = Path(os.environ["CLOUD"])
-WORKERS = 2
 
 
 def main(words: list[str]) -> None:
@@ -25,11 +25,15 @@ def main(words: list[str]) -> None:
             if code == -1:
                 time.sleep(60)
             fail(message, code)
+    if "account" not in (CLOUD / "account").read_text():
+        fail(
+            "ERROR: (gcloud) You do not currently have an active account selected.\n"
+            "Please run:\n\n  $ gcloud auth login\n\nto obtain new credentials.",
+            1,
+        )
     options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
     names = [word for word in words if not word.startswith("--")]
     match names:
-        case ["auth", "list"]:
-            print((CLOUD / "account").read_text(), end="")
         case ["services", "list"]:
             print((CLOUD / "apis").read_text(), end="")
         case ["storage", *rest]:
@@ -98,15 +102,21 @@ def ssh(node: str, worker: str, command: str) -> None:
     """Runs the command on the machines, all at once, each with a home folder and commands of its own."""
     import subprocess  # late: most calls are quicker without it
 
+    workers = int((CLOUD / "workers").read_text())
     slices = [line.split("\t")[0] for line in (CLOUD / "slices").read_text().splitlines()]
     chosen = slices if node == "all" else [slices[int(node)]]
     running = []
     for name in chosen:
-        for number in range(WORKERS) if worker == "all" else [int(worker)]:
+        for number in range(workers) if worker == "all" else [int(worker)]:
             home = CLOUD / "homes" / f"{name}-{number}"
             home.mkdir(parents=True, exist_ok=True)
             path = f"{CLOUD / 'bin'}:{os.environ['SYSTEM_PATH']}"
-            environment = {"HOME": str(home), "PATH": path, "CLOUD": str(CLOUD), "SYSTEM_PATH": os.environ["SYSTEM_PATH"]}
+            environment = {
+                "HOME": str(home),
+                "PATH": path,
+                "CLOUD": str(CLOUD),
+                "SYSTEM_PATH": os.environ["SYSTEM_PATH"],
+            }
             running.append(subprocess.Popen(["bash", "-c", command], env=environment, cwd=home))
     sys.exit(max([process.wait() for process in running]))
 

@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-with (Path.home() / "arguments.jsonl").open("a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\n")
 behaviour = (Path(os.environ["CLOUD"]) / "training").read_text()
 run = Path(sys.argv[sys.argv.index("--out") + 1])
 if behaviour == "wait":
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+with (Path.home() / "arguments.jsonl").open("a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\n")
 if behaviour in ("wait", "finish"):
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text("{}")
