@@ -1,4 +1,4 @@
-"""The supervisor: every loss is made good by itself, as often as allowed, and nothing is tried again that a retry does not mend.
+"""The supervisor: every loss is made good by itself, as often as allowed, and what a retry does not mend is not retried.
 
 A `sleep` between two looks takes no time and lets the next event happen.
 """
