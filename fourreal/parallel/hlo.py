@@ -35,6 +35,7 @@ FREE = {
     "partition-id",
     "replica-id",
 }
+HOST = {"send", "recv", "send-done", "recv-done"}
 CALLERS = {"while", "call", "conditional"}  # their bodies' instructions move the bytes, not they
 
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
@@ -294,7 +295,7 @@ def _groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
 
 def _ids(text: str) -> np.ndarray:
     """`[2,4]<=[4,2]T(1,0)`: 0, 1, ... in the shape [4,2], its axes moved, in the shape [2,4]; `[2,4]T(1,0)`: so moved."""
-    shape, dimensions, axes = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text.strip("()")).groups()
+    shape, dimensions, axes = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?", text).groups()
     sizes = [int(size) for size in (dimensions or shape).split(",")]
     ids = np.arange(math.prod(sizes)).reshape(sizes)
     ids = ids.transpose([int(axis) for axis in axes.split(",")]) if axes else ids
@@ -316,7 +317,7 @@ def memory_traffic(program: Program) -> int:
 
 def _traffic(program: Program, where: str, instruction: Instruction) -> float:
     opcode, types = instruction.opcode, program.types[where]
-    if opcode in FREE | CALLERS or opcode.endswith("-start"):
+    if opcode in FREE | CALLERS | HOST or opcode.endswith("-start"):
         return 0
     if opcode.endswith("-done") or opcode in ("dynamic-slice", "slice", "gather"):
         return (1 if opcode.endswith("-done") else 2) * type_bytes(instruction.type, on_chip=False)
