@@ -95,8 +95,11 @@ def pass_over_libtpu() -> None:
     `plan` needs only its compiler, in another process. What the user has set stays, and so does a machine with a TPU or GPU.
     """
     devices = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
-    if importlib.util.find_spec("libtpu") and not any(glob.glob(pattern) for pattern in devices):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    asked = "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None
+    if not asked and not any(glob.glob(pattern) for pattern in devices):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        if "jax" in sys.modules:  # it has read the variable
+            sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
 def parse(verb: str, argv: list[str]):

@@ -6,7 +6,6 @@ pages'; NVIDIA's H100 data sheet (SXM, dense). `usable` is what XLA's TPU compil
 """
 
 import dataclasses
-import difflib
 import math
 import re
 
@@ -90,9 +89,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     """The topology of such a name, `v5e:4x4`, `v5p:2x2x2` or `h100:8`; raises ValueError for one that there is not."""
     kind, _, shape = name.lower().partition(":")
     if kind not in CHIPS:
-        near = difflib.get_close_matches(kind, CHIPS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(CHIPS)}"
-        raise ValueError(f"topology '{name}': there is no chip '{kind}'; {hint}")
+        raise ValueError(f"topology '{name}': there is no chip '{kind}'; known: {', '.join(CHIPS)}")
     chip = CHIPS[kind]
     sides = chip.sides or 1
     example = "x".join("422"[:sides][::-1]) if chip.sides else "8"
