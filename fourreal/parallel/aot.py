@@ -139,13 +139,14 @@ def describe_step(question: Question) -> dict[str, Any]:
 
     `flops` are the model's, without recomputation; `executed` those of the program, of all devices together. `memory`,
     `traffic` and `collectives` are of one device. `coordinates` are the places on the torus of the first slice's devices.
+    For GPUs, memory and traffic are estimates and collectives those of XLA's program for as many CPUs.
     """
     import jax
 
     from fourreal.models.build import make_forward, split_model
-    from fourreal.parallel import hlo, layout
+    from fourreal.parallel import gpu_memory, hlo, layout
     from fourreal.parallel.mesh import make_mesh
-    from fourreal.training.cost import compiled_bytes, matmul_flops
+    from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
     from fourreal.training.loop import compile_step
     from fourreal.training.state import fresh_state
     from fourreal.training.step import make_train_step
@@ -165,28 +166,42 @@ def describe_step(question: Question) -> dict[str, Any]:
         "frozen": _count(state["frozen"]),
         "flops": matmul_flops(lambda state, batch: plain_step(state, batch, **static), state, inputs),
     }
-    devices = topology_devices(topology)
+    compiles_for_it = topology.chip.sides > 0
+    devices = topology_devices(topology) if compiles_for_it else stand_ins(topology.devices)
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         layout.check_widths(config.model)
         train_step = make_train_step(make_forward(graph), config)
         state, inputs = layout.placed_shapes(state), layout.batch_shapes(inputs, config.data.kind, 1)
-        answer["executed"] = matmul_flops(lambda state, batch: train_step(state, batch, **static), state, inputs)
+        jaxpr = jax.make_jaxpr(lambda state, batch: train_step(state, batch, **static))(state, inputs)
         began = time.monotonic()
         try:
             compiled = compile_step(train_step, state, inputs, **static)
         except jax.errors.JaxRuntimeError as error:
             return too_large(str(error))
     program = hlo.parse(compiled.as_text())
+    if compiles_for_it:
+        memory, traffic = compiled_bytes(compiled), hlo.memory_traffic(program)
+    else:
+        memory, traffic = gpu_memory.estimate(config, mesh.shape, state, inputs, jaxpr.jaxpr, answer["tokens"])
     first = [device for device in mesh.devices.flat if slice_of(device) == slice_of(mesh.devices.flat[0])]
     return answer | {
+        "executed": jaxpr_flops(jaxpr.jaxpr),
         "seconds": time.monotonic() - began,
         "mesh": dict(mesh.shape),
-        "memory": compiled_bytes(compiled),
-        "traffic": hlo.memory_traffic(program),
+        "memory": memory,
+        "traffic": traffic,
         "collectives": [dataclasses.asdict(each) for each in hlo.collectives(program)],
-        "coordinates": [list(device.coords) for device in first],
+        "coordinates": [list(device.coords) for device in first] if compiles_for_it else [],
     }
+
+
+def stand_ins(count: int) -> list:
+    """As many CPU devices, for chips that this machine has no compiler for: XLA cuts the program in the same way."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", count)
+    return jax.devices("cpu")
 
 
 def slice_of(device: Any) -> int:

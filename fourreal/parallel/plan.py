@@ -206,6 +206,11 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
         ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
         ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
         *(("", line) for line in (*roofline.ASSUMPTIONS, *repeated(config, step))),
+        *(
+            []
+            if chip.sides
+            else [("", "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler")]
+        ),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
 

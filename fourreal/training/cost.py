@@ -14,10 +14,11 @@ def matmul_flops(function: Callable, *arguments: Any) -> int:
     A scan's body counts as often as it runs, a `shard_map`'s on every device, a Pallas kernel's at every point of its grid;
     of a condition's branches, the dearest. The compiler's own count takes the body of a loop once and sees no kernels.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
+def jaxpr_flops(jaxpr: core.Jaxpr) -> int:
+    """`matmul_flops` of a traced function."""
     total = 0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
@@ -33,7 +34,7 @@ def _count(jaxpr: core.Jaxpr) -> int:
         elif name == "pallas_call":
             repeats = math.prod(parameters["grid_mapping"].grid)
         inner = [
-            _count(getattr(leaf, "jaxpr", leaf))
+            jaxpr_flops(getattr(leaf, "jaxpr", leaf))
             for leaf in jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr)
             if _is_jaxpr(leaf)
         ]
