@@ -15,6 +15,7 @@ from fourreal.data.pipeline import PipelineConfig
 from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiTConfig
+from fourreal.parallel.mesh import MeshConfig
 from fourreal.serialize import flat_settings, to_json
 from fourreal.training.optimizer import OptimConfig
 
@@ -37,6 +38,8 @@ class TrainConfig:
     """noise levels"""
     optim: OptimConfig = OptimConfig()
     """optimizer and schedule"""
+    mesh: MeshConfig = MeshConfig()
+    """devices along each axis"""
     trains: Literal["all", "attention", "sync"] = "all"
     """which parameters train: all, the self-attention and sync, or only the sync layers with what conditions the base"""
     steps: int = 1000

@@ -10,13 +10,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from fourreal.parallel.activations import swap_view_time
+
 CONTEXTS = ("dynamic", "freeze_time", "image")  # kinds of clips: fixed view, freeze time, a single frame
 HINT_PICTURES = 2  # the nearest given frame of the same view, and of the same time
-
-
-def swap_view_time(x: Float[Array, "b v t *rest"]) -> Float[Array, "b t v *rest"]:
-    """From the layout of the time stream to that of the view stream, and back."""
-    return rearrange(x, "b v t ... -> b t v ...")
 
 
 def patchify(x: Float[Array, "*lead h w c"], patch: int) -> Float[Array, "*lead s k"]:

@@ -5,7 +5,11 @@ jitted call), `grid` (random input). Forwards and parameters are kept over the w
 """
 
 import functools
+import os
 from types import SimpleNamespace
+
+# Compiling is most of the suite's time, and XLA's older emitters of CPU code take half of it; before jax reads it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np
@@ -18,8 +22,15 @@ from fourreal.models.build import fresh_params, make_forward, split_model
 
 pass_over_libtpu()
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_num_cpu_devices", 8)  # for tests/parallel
 
-TINY_MODELS = ("models", "diffusion", "training", "evaluation")  # folders of tests that compile much and compute little
+TINY_MODELS = (
+    "models",
+    "diffusion",
+    "training",
+    "evaluation",
+    "parallel",
+)  # folders of tests that compile much and compute little
 SYNC_PARTS = ("sync", "sigma_projection")
 
 
@@ -75,6 +86,14 @@ def random_grid(views: int, times: int, size: int = 4, batch: int = 2, seed: int
 def tiny() -> SimpleNamespace:
     """The functions above."""
     return SimpleNamespace(config=config, initial=initial, params=params, forward=forward, grid=random_grid)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """A run takes all devices that `jax.devices` gives: one here. Tests of several take `jax.local_devices`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+        yield
 
 
 @pytest.fixture(autouse=True)

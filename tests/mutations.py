@@ -349,8 +349,8 @@ BREAKS = [
     ),
     Break(
         "training/loop.py",
-        "grid_batches(config.data, start_step=done)",
-        "grid_batches(config.data, start_step=0)",
+        "grid_batches(config.data, start_step=done,",
+        "grid_batches(config.data, start_step=0,",
         "training/test_loop.py::test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped[15]",
     ),
     Break(

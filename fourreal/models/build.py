@@ -24,9 +24,9 @@ def split_model(base: VideoDiTConfig, grid: GridDiTConfig | None) -> tuple[nnx.G
     return graph, nnx.to_pure_dict(shapes)
 
 
-def fresh_params(base: VideoDiTConfig, grid: GridDiTConfig | None, seed: int) -> Params:
-    """Freshly initialised parameters."""
-    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(build_model(base, grid, seed))))()
+def fresh_params(base: VideoDiTConfig, grid: GridDiTConfig | None, seed: int, shardings: Any = None) -> Params:
+    """Freshly initialised parameters, made where `shardings`, a tree like theirs, says; the same values anywhere."""
+    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(build_model(base, grid, seed))), out_shardings=shardings)()
 
 
 def make_forward(graph: nnx.GraphDef) -> Callable[..., jax.Array]:

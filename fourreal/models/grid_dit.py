@@ -9,8 +9,7 @@
                  (4Real-Video-V2, section 3)
 
 All use the base's own blocks and no other parameters than the sync's; `matched` gives the one-stream fusions as many, as a
-control: see `sync.py`. The readout takes the head of the view stream, of the
-time stream, or the mean of both.
+control: see `sync.py`. The readout takes the head of the view stream, of the time stream, or the mean of both.
 """
 
 import dataclasses
@@ -24,11 +23,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from fourreal import grid as axes
-from fourreal.grid import swap_view_time
 from fourreal.models import layers, sync
 from fourreal.models.attention import fused_attention
 from fourreal.models.cameras import Cameras
 from fourreal.models.video_dit import VideoDiT, check_frames
+from fourreal.parallel.activations import check_grid, place, swap_view_time
 
 Fusion = Literal["soft", "hard", "sequential", "fused", "none"]
 Readout = Literal["mean", "time", "view"]
@@ -101,7 +100,9 @@ class GridDiT(nnx.Module):
             cameras: one a view, K [b v 3 3] and c2w [b v 4 4]; only for a base with cameras, which also goes without.
         """
         check_frames(grid, self.base.config)
+        check_grid(*grid.shape[1:3], self.base.config.heads)
         given = jnp.zeros(grid.shape[:3], bool) if given is None else given
+        grid, given = place(grid), place(given)
         sigma = axes.cell_sigma(sigma, given)
         if self.base.config.hints and hints is None:
             hints = axes.grid_hints(grid, given)
@@ -129,15 +130,17 @@ class GridDiT(nnx.Module):
     def _two_streams(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
         over_views, over_times = self._clip_blocks(six, *x.shape[1:3], size, text)
         synced = self.config.fusion in SYNC_INITS
-        shift_scale = self.sigma_projection(temb) if synced else None
+        shift_scale_t = place(self.sigma_projection(temb)) if synced else None
+        shift_scale_v = swap_view_time(shift_scale_t) if synced else None
 
         def layer(streams, parameters):
             block, sync_layer = parameters
             y_v, y_t = over_views(block, streams[0]), over_times(block, streams[1])
-            return (sync_layer(y_v, y_t, shift_scale) if synced else (y_v, y_t)), None
+            x_v, x_t = sync_layer(y_v, y_t, shift_scale_v, shift_scale_t) if synced else (y_v, y_t)
+            return (place(x_v), place(x_t)), None
 
         parameters = (self.base.blocks, self.sync if synced else None)
-        (x_v, x_t), _ = jax.lax.scan(self.base.rematerialize(layer), (swap_view_time(x), x), parameters)
+        (x_v, x_t), _ = jax.lax.scan(self.base.rematerialize(layer), (swap_view_time(x), place(x)), parameters)
         heads = []
         if self.config.readout != "time":
             heads.append(swap_view_time(self.base.head(x_v, swap_view_time(temb))))
@@ -157,13 +160,12 @@ class GridDiT(nnx.Module):
 
     def _sequential(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
         over_views, over_times = self._clip_blocks(six, *x.shape[1:3], size, text)
-
         linear, add = self._matched(temb)
 
         def layer(x, parameters):
             block, mod_linear = parameters
             x = add(mod_linear, x, swap_view_time(over_views(block, swap_view_time(x))), sync.VIEW)
-            return add(mod_linear, x, over_times(block, x), sync.TIME), None
+            return place(add(mod_linear, x, over_times(block, x), sync.TIME)), None
 
         x, _ = jax.lax.scan(self.base.rematerialize(layer), x, (self.base.blocks, linear))
         return self.base.head(x, temb)
@@ -172,13 +174,12 @@ class GridDiT(nnx.Module):
         views, times = x.shape[1:3]
         angles = rearrange(self.base.angles(np.arange(views * times), size), "(v t) s e -> v t s e", v=views)
         six = self.base.add_context(six, "dynamic")
-
         linear, add = self._matched(temb)
 
         def layer(x, parameters):
             block, mod_linear = parameters
             y = block(x, six, angles, text, attention=fused_attention)
-            return add(mod_linear, x, y, sync.VIEW, sync.TIME), None
+            return place(add(mod_linear, x, y, sync.VIEW, sync.TIME)), None
 
         x, _ = jax.lax.scan(self.base.rematerialize(layer), x, (self.base.blocks, linear))
         return self.base.head(x, temb)

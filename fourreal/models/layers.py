@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from fourreal.models.attention import attend, clip_attention
+from fourreal.parallel.activations import locally
 
 EPSILON = 1e-6
 GATES = (2, 5)  # of the six modulation vectors: shift, scale, gate of the attention, shift, scale, gate of the MLP
@@ -100,6 +101,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "*lead f s d"], angles: jax.Array, attention: Callable) -> jax.Array:
         q, k, v = self.project(x, x)
         q, k = (rotate(part, angles).astype(v.dtype) for part in (q, k))
+        attention = locally(attention, lead=x.ndim - 3)
         seen = checkpoint_name(attention(q, k, v), "attention_out")  # a name for the remat policies
         return self.out(rearrange(seen, "... h e -> ... (h e)"))
 
@@ -110,7 +112,8 @@ class CrossAttention(SelfAttention):
     def __call__(self, x: Float[Array, "*lead f s d"], text: Float[Array, "*lead l d"]) -> jax.Array:
         frames = x.shape[-3]
         q, k, v = self.project(rearrange(x, "... f s d -> ... (f s) d"), text)
-        out = self.out(rearrange(attend(q.astype(v.dtype), k.astype(v.dtype), v), "... h e -> ... (h e)"))
+        seen = locally(attend, lead=x.ndim - 3)(q.astype(v.dtype), k.astype(v.dtype), v)
+        out = self.out(rearrange(seen, "... h e -> ... (h e)"))
         return rearrange(out, "... (f s) d -> ... f s d", f=frames)
 
 

@@ -1,7 +1,7 @@
 """Synchronization layers: where the view stream and the time stream exchange information (4Real-Video, section 3).
 
-The time stream is `[b v t s d]`, the view stream `[b t v s d]`; only this file transposes between them. With y the outputs
-of a block and z = [y_v, y_t]:
+The time stream is `[b v t s d]`, the view stream `[b t v s d]`; a transpose between them is all that is exchanged, on a
+mesh an all-to-all. With y the outputs of a block and z = [y_v, y_t]:
 
     ModLinear(z; sigma) = ((1 + scale) z + shift) W + bias,    (shift, scale) = table + Linear(SiLU(temb(sigma)))
     soft   x_v = y_v + a (y_t - y_v) + dv      x_t = y_t + a (y_v - y_t) + dt      (dv, dt) = ModLinear(z; sigma)
@@ -21,8 +21,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fourreal.grid import swap_view_time
 from fourreal.models import layers
+from fourreal.parallel.activations import swap_view_time
 
 SOFT_INITS = {"zero": 0.0, "consensus": 0.5}
 HARD_INITS = {"half": (0.5, 0.5), "time": (0.0, 1.0), "view": (1.0, 0.0)}  # (w_v, w_t)
@@ -74,13 +74,17 @@ class SoftSync(nnx.Module):
         self.mod_linear = ModLinear(width, 2, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, y_v: Float[Array, "b t v s d"], y_t: Float[Array, "b v t s d"], shift_scale: Float[Array, "b v t 2 2 d"]
+        self,
+        y_v: Float[Array, "b t v s d"],
+        y_t: Float[Array, "b v t s d"],
+        shift_scale_v: Float[Array, "b t v 2 2 d"],
+        shift_scale_t: Float[Array, "b v t 2 2 d"],
     ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
         y_t_by_view, y_v_by_time = swap_view_time(y_t), swap_view_time(y_v)
         x_v = y_v + self.pull * (y_t_by_view - y_v)
         x_t = y_t + self.pull * (y_v_by_time - y_t)
-        x_v = x_v + self.mod_linear(y_v, y_t_by_view, swap_view_time(shift_scale), VIEW)
-        x_t = x_t + self.mod_linear(y_v_by_time, y_t, shift_scale, TIME)
+        x_v = x_v + self.mod_linear(y_v, y_t_by_view, shift_scale_v, VIEW)
+        x_t = x_t + self.mod_linear(y_v_by_time, y_t, shift_scale_t, TIME)
         return x_v, x_t
 
 
@@ -92,11 +96,15 @@ class HardSync(nnx.Module):
         self.mod_linear = ModLinear(width, 1, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, y_v: Float[Array, "b t v s d"], y_t: Float[Array, "b v t s d"], shift_scale: Float[Array, "b v t 2 2 d"]
+        self,
+        y_v: Float[Array, "b t v s d"],
+        y_t: Float[Array, "b v t s d"],
+        shift_scale_v: Float[Array, "b t v 2 2 d"],
+        shift_scale_t: Float[Array, "b v t 2 2 d"],
     ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
         y_v_by_time = swap_view_time(y_v)
         x = self.weights[VIEW] * y_v_by_time + self.weights[TIME] * y_t
-        x = x + self.mod_linear(y_v_by_time, y_t, shift_scale, 0)
+        x = x + self.mod_linear(y_v_by_time, y_t, shift_scale_t, 0)
         return swap_view_time(x), x
 
 

@@ -29,6 +29,7 @@ from fourreal import grid as axes
 from fourreal.grid import CONTEXTS
 from fourreal.models import layers
 from fourreal.models.cameras import RAY, Cameras, plucker_rays
+from fourreal.parallel.activations import check_heads, place
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
@@ -166,8 +167,10 @@ class VideoDiT(nnx.Module):
             cameras: one a frame, K [b f 3 3] and c2w [b f 4 4]; only for a model with cameras, which also goes without.
         """
         check_frames(clip, self.config)
+        check_heads(self.config.heads)
         frames = clip.shape[1]
         given = jnp.zeros(clip.shape[:2], bool) if given is None else given
+        clip, given = place(clip, 1), place(given, 1)
         sigma = axes.cell_sigma(sigma, given)
         if self.config.hints and hints is None:
             own, none = axes.clip_hints(clip, given), jnp.zeros((*clip.shape[:-1], clip.shape[-1] + 1), clip.dtype)
@@ -181,7 +184,7 @@ class VideoDiT(nnx.Module):
         six = self.add_context(six, context)
 
         def layer(x: jax.Array, block: layers.Block) -> tuple[jax.Array, None]:
-            return block(x, six, angles, text), None
+            return place(block(x, six, angles, text), 1), None
 
         x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
         return self.decode(self.head(x, temb), clip, hints)
@@ -230,8 +233,9 @@ class VideoDiT(nnx.Module):
 
     def modulation(self, sigma: Float[Array, "*lead"]) -> tuple[Float[Array, "*lead d"], Float[Array, "*lead 6 d"]]:
         """(temb, six): the vector of the noise level, and its projection to the blocks' six vectors."""
-        temb = self.time_embed(sigma)
-        return temb, rearrange(self.time_projection(jax.nn.silu(temb)), "... (six d) -> ... six d", six=6)
+        temb = place(self.time_embed(sigma), sigma.ndim - 1)
+        six = rearrange(self.time_projection(jax.nn.silu(temb)), "... (six d) -> ... six d", six=6)
+        return temb, place(six, sigma.ndim - 1)
 
     def add_context(self, six: jax.Array, context: str | None) -> jax.Array:
         """The blocks' six vectors with the row of the context added."""
@@ -261,7 +265,8 @@ class TimeEmbed(nnx.Module):
         self.out = layers.linear(config.width, config.width, dtype=jnp.float32, rngs=rngs, init=small)
 
     def __call__(self, sigma: Float[Array, "*lead"]) -> Float[Array, "*lead d"]:
-        return self.out(jax.nn.silu(self.in_(layers.sinusoid(1000.0 * sigma, self.in_.in_features))))
+        hidden = self.in_(layers.sinusoid(1000.0 * sigma, self.in_.in_features))
+        return self.out(jax.nn.silu(place(hidden, sigma.ndim - 1)))
 
 
 def check_frames(frames: jax.Array, config: VideoDiTConfig) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from fourreal.models.build import Params, fresh_params
+from fourreal.models.build import Params, fresh_params, split_model
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.weights import flat_names, read_weights
+from fourreal.parallel import layout
 
 OWN = (
     "sync.",
@@ -31,14 +32,15 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
     Weights of a base alone start a grid model: the sync layers stay fresh, and so do maps of hints and cameras that the weights
     lack. Raises ValueError for any other difference between the two models.
     """
+    _, shapes = split_model(spec.model, spec.grid)
+    places = layout.shardings(shapes)
     if init_from is None:
-        return fresh_params(spec.model, spec.grid, seed), f"fresh parameters from seed {seed}"
+        return fresh_params(spec.model, spec.grid, seed, places), f"fresh parameters from seed {seed}"
     theirs = dataclasses.asdict(describe_checkpoint(init_from).model)
     for name, ours in dataclasses.asdict(spec.model).items():
         if name not in FREE and theirs[name] != ours:
             raise ValueError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
-    found = read_weights(weights_folder(init_from))
-    wanted = flat_names(fresh_params(spec.model, spec.grid, seed))
+    found, wanted, places = read_weights(weights_folder(init_from)), flat_names(shapes), flat_names(places)
     for name in {**wanted, **found}:
         if name in wanted and name in found and found[name].shape != wanted[name].shape:
             raise ValueError(
@@ -47,7 +49,11 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
         if (name in wanted) != (name in found) and not name.startswith(OWN):
             lacking = "lacks" if name in wanted else "has beyond this config"
             raise ValueError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
-    taken = {name: found[name] for name in wanted if name in found}
-    fresh = [own.rstrip(".") for own in OWN if any(name.startswith(own) and name not in taken for name in wanted)]
-    line = f"{len(taken)} of {len(wanted)} tensors from {init_from}" + (f"; fresh: {', '.join(fresh)}" if fresh else "")
-    return traverse_util.unflatten_dict({**wanted, **taken}, sep="."), line
+    params = {name: layout.put(found[name], places[name]) for name in wanted if name in found}
+    missing = [name for name in wanted if name not in params]
+    if missing:
+        fresh = flat_names(fresh_params(spec.model, spec.grid, seed, layout.shardings(shapes)))
+        params |= {name: fresh[name] for name in missing}
+    own = [own.rstrip(".") for own in OWN if any(name.startswith(own) for name in missing)]
+    line = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {init_from}"
+    return traverse_util.unflatten_dict(params, sep="."), line + (f"; fresh: {', '.join(own)}" if own else "")

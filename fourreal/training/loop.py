@@ -25,6 +25,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,8 +35,10 @@ from fourreal.data.pipeline import grid_batches
 from fourreal.models.build import make_forward, split_model
 from fourreal.models.checkpoints import RUN_WEIGHTS, ModelSpec
 from fourreal.models.weights import CONFIG, read_config, save_weights
+from fourreal.parallel import layout
+from fourreal.parallel.mesh import describe, make_mesh
 from fourreal.serialize import differences, from_json, to_json
-from fourreal.training.checkpoint import Checkpoints, shapes_of
+from fourreal.training.checkpoint import Checkpoints
 from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.initialize import initial_params
 from fourreal.training.metrics import MetricsWriter
@@ -55,6 +59,10 @@ FREE = (
     "data.threads",
     "data.prefetch",
     "model.remat",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.grid",
+    "mesh.tensor",
 )
 INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
 
@@ -74,7 +82,7 @@ class Start:
 def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
     """Trains. Raises ValueError for a folder in use or a misfit, FloatingPointError when numbers stop being finite,
     KeyboardInterrupt after Ctrl-C, both after saving, OSError for a write that fails, as on a full disk."""
-    with StopSignal() as stop, locked(folder):
+    with StopSignal() as stop, locked(folder), jax.set_mesh(make_mesh(config.mesh)):
         prepared = prepare(config, folder, start)
         try:
             train(prepared, stop)
@@ -136,20 +144,26 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
         raise ValueError(
             f"trains is '{config.trains}': name the base that stays frozen with --init-from, as runs/nano_base"
         )
-    batches = grid_batches(config.data, start_step=done)
-    batch = next(batches)
     grid = config.grid if config.data.kind == "grid" else None
+    part = layout.share_of_batch(config.data.kind, config.data.batch_size)
+    batches = grid_batches(config.data, start_step=done, process=part[0], process_count=part[1])
+    batch = next(batches)
     size = batch["frames"].shape[-2]
     spec = ModelSpec(config.model, grid, config.data.views, config.data.times, size, config.sigma.shift)
-    graph, _ = split_model(spec.model, spec.grid)
+    graph, shapes = split_model(spec.model, spec.grid)
+    layout.check_widths(config.model)
     forward = make_forward(graph)
     validate = make_validation(forward, config)
-    params, origin = initial_params(spec, config.seed, None if done else init_from)
-    state = fresh_state(params, config)
     if done:
-        state, origin = checkpoints.restore(shapes_of(state)), f"resumed after {done} steps"
-    steps = CompiledSteps(make_train_step(forward, config), config)
-    print(f"{config.name}: {origin}")
+        shapes = jax.eval_shape(lambda params: fresh_state(params, config), shapes)
+        state = checkpoints.restore(layout.placed_shapes(shapes))
+        origin = f"resumed after {done} steps"
+    else:
+        params, origin = initial_params(spec, config.seed, init_from)
+        state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
+        del params
+    steps = CompiledSteps(make_train_step(forward, config), config, part)
+    print(f"{config.name}: {origin}; mesh {describe(jax.sharding.get_mesh().shape)}")
     print(describe_cost(steps, state, batch))
     make_folder(config, folder, start.overwrite, None if done else init_from)
     checkpoints = checkpoints or Checkpoints(folder)
@@ -287,29 +301,44 @@ def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: s
 
 
 class CompiledSteps:
-    """The training step, compiled once for each kind of clip; the state is donated."""
+    """The training step on the ambient mesh, compiled once for each kind of clip; the state is donated.
 
-    def __init__(self, train_step: Any, config: TrainConfig):
-        self.function = train_step
+    It takes this process's `part`, (which, of how many), of every batch.
+    """
+
+    def __init__(self, train_step: Any, config: TrainConfig, part: tuple[int, int] = (0, 1)):
+        self.function, self.kind, self.part = train_step, config.data.kind, part
         self.pixels_per_token = config.model.patch[1] * config.model.patch[2]
         self.arrays = ("frames", "given", *(CAMERAS if config.model.cameras else ()))
         self._programs: dict[str | None, jax.stages.Compiled] = {}
 
-    def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """(arrays, static arguments) of a batch."""
-        return {name: batch[name] for name in self.arrays}, {n: batch[n] for n in ("context",) if n in batch}
+    def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, str]]:
+        """(the placed shapes of the arrays of the whole batch, static arguments)."""
+        arrays = {name: batch[name] for name in self.arrays}
+        return layout.batch_shapes(arrays, self.kind, self.part[1]), {n: batch[n] for n in ("context",) if n in batch}
 
     def program(self, state: State, batch: dict[str, Any]) -> jax.stages.Compiled:
         """The compiled step for such a batch."""
-        arrays, static = self.inputs(batch)
+        shapes, static = self.inputs(batch)
         key = static.get("context")
         if key not in self._programs:
-            jitted = jax.jit(lambda state, arrays: self.function(state, arrays, **static), donate_argnums=0)
-            self._programs[key] = jitted.lower(state, arrays).compile()
+            self._programs[key] = compile_step(self.function, state, shapes, **static)
         return self._programs[key]
 
     def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, jax.Array]]:
-        return self.program(state, batch)(state, jax.device_put(self.inputs(batch)[0]))
+        shapes, _ = self.inputs(batch)
+        return self.program(state, batch)(state, layout.put_batch(batch, shapes, self.part))
+
+
+def compile_step(train_step: Callable, state: State, batch: dict[str, jax.ShapeDtypeStruct], **static: str):
+    """The compiled step for a placed state, or its shapes, and batches of such shapes; the state is donated."""
+    everywhere = NamedSharding(jax.sharding.get_mesh(), P())
+    jitted = jax.jit(
+        lambda state, arrays: train_step(state, arrays, **static),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
+    )
+    return jitted.lower(state, batch).compile()
 
 
 def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> str:
@@ -318,10 +347,10 @@ def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> 
     flops = matmul_flops(lambda state, arrays: steps.function(state, arrays, **static), state, arrays)
     size = {part: sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen")}
     memory = compiled_bytes(steps.program(state, batch))["total"]
-    tokens = int(np.prod(batch["frames"].shape[:-1])) // steps.pixels_per_token
+    tokens = int(np.prod(arrays["frames"].shape[:-1])) // steps.pixels_per_token
     return (
         f"{size['params'] / 1e6:.2f} M parameters train, {size['frozen'] / 1e6:.2f} M are frozen; {tokens} tokens and "
-        f"{flops / 1e9:.1f} GFLOP a step; {memory / 2**20:.0f} MiB of memory"
+        f"{flops / 1e9:.1f} GFLOP a step; {memory / 2**20:.0f} MiB of memory a device"
     )
 
 

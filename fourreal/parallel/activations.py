@@ -1,0 +1,95 @@
+"""Where the activations of a model live on the ambient mesh (`jax.set_mesh`), and the moves between places.
+
+    time stream  [b, v, t, s, d]     b over (data, fsdp), v over grid
+    view stream  [b, t, v, s, d]     b over (data, fsdp), t over grid
+    clips        [b, f, s, d]        b over (data, fsdp, grid)
+    heads        [..., h, e]         h over tensor
+
+So every clip of a stream is whole on one device and attention is local. Only `swap_view_time` moves tokens: an all-to-all
+that exchanges the cut axis. Where a batch is smaller than the mesh, the axes that do not divide it compute the same twice.
+Without a mesh, everything here does nothing.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
+
+BATCH = ("data", "fsdp")  # axes over which the examples of grids are cut
+GRID, TENSOR = "grid", "tensor"
+
+
+def axis_size(*axes: str) -> int:
+    """How many devices the ambient mesh has along some axes together; 1 for axes that it lacks."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
+def check_grid(views: int, times: int, heads: int) -> None:
+    """Raises ValueError where the ambient mesh cannot cut such grids."""
+    check_heads(heads)
+    if views % (grid := axis_size(GRID)) or times % grid:
+        raise ValueError(
+            f"mesh.grid {grid} does not divide {views} views and {times} times: give {_divisors(math.gcd(views, times))}, "
+            f"or multiples of {grid} views and times"
+        )
+
+
+def check_heads(heads: int) -> None:
+    """Raises ValueError where the ambient mesh cannot cut so many heads."""
+    if heads % axis_size(TENSOR):
+        raise ValueError(f"mesh.tensor {axis_size(TENSOR)} does not divide {heads} heads: give {_divisors(heads)}")
+
+
+def spec(x: jax.Array, lead: int, heads: bool = False) -> P:
+    """Where an array `[b, ...]` lies: `lead` 2 a stream, 1 a clip; `heads`: its axis -2 is cut over tensor."""
+    cut = [_batch_axes(x.shape[0], BATCH if lead == 2 else (*BATCH, GRID))]
+    if lead == 2:  # one text for all clips of a grid has size 1 there
+        cut.append(GRID if x.shape[1] > 1 and axis_size(GRID) > 1 else None)
+    cut += [None] * (x.ndim - lead)
+    if heads and axis_size(TENSOR) > 1:
+        cut[-2] = TENSOR
+    return P(*cut)
+
+
+def place(x: Shaped[Array, "b *rest"], lead: int = 2) -> Shaped[Array, "b *rest"]:
+    """`x` where its kind lives."""
+    return jax.lax.with_sharding_constraint(x, spec(x, lead)) if axis_size(*BATCH, GRID, TENSOR) > 1 else x
+
+
+def swap_view_time(x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *rest"]:
+    """From the layout of the time stream to that of the view stream, and back: one all-to-all where grid cuts.
+
+    Inside a `shard_map` it takes and returns a device's share.
+    """
+    if axis_size(GRID) > 1 and GRID not in jax.sharding.get_abstract_mesh().manual_axes:
+        return jax.shard_map(swap_view_time, in_specs=spec(x, 2), out_specs=spec(x, 2))(x)
+    if axis_size(GRID) > 1:
+        x = jax.lax.all_to_all(x, GRID, split_axis=2, concat_axis=1, tiled=True)
+    return jnp.swapaxes(x, 1, 2)
+
+
+def locally(attention: Callable, lead: int) -> Callable[..., jax.Array]:
+    """`attention` of arrays `[..., h, e]` as each device's own affair: whole clips, some of the heads."""
+    if axis_size(*BATCH, GRID, TENSOR) == 1:
+        return attention
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        specs = tuple(spec(x, lead, heads=True) for x in arrays)
+        return jax.shard_map(attention, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+    return run
+
+
+def _batch_axes(size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes, as many from the first as divide a batch."""
+    while size % axis_size(*axes):
+        axes = axes[:-1]
+    return tuple(axis for axis in axes if axis_size(axis) > 1)
+
+
+def _divisors(number: int) -> str:
+    return " or ".join(str(n) for n in range(1, number + 1) if number % n == 0)

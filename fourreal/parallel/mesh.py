@@ -1,0 +1,80 @@
+"""The mesh of devices, with four named axes.
+
+    data     examples; the only axis that crosses the slow network between slices
+    fsdp     examples, too; parameters, optimizer and average are cut over fsdp and grid jointly
+    grid     views in the time stream, times in the view stream
+    tensor   heads and hidden units of the MLPs
+
+A mesh is made ambient with `jax.set_mesh`; models then place their activations on it (`activations.py`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "grid", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis has; one of them may be -1, all that the others leave."""
+
+    data: int = -1
+    """examples, whole parameters; across slices"""
+    fsdp: int = 1
+    """examples, parameters cut"""
+    grid: int = 1
+    """views and times; divides both"""
+    tensor: int = 1
+    """heads and hidden units; divides the heads"""
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for axis, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"mesh.{axis} is {size}: give 1 or more, or -1 for all devices that are left")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"mesh {describe(sizes)}: only one axis can be -1, all devices that are left")
+
+    def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
+        """The size of every axis on so many devices; raises ValueError where they do not come out."""
+        sizes = dataclasses.asdict(self)
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        sizes = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
+        if math.prod(sizes.values()) != devices:
+            raise ValueError(
+                f"mesh {describe(dataclasses.asdict(self))} on {devices} devices: the sizes' product must be {devices}; "
+                "give -1 for one axis, and sizes for the others that divide it"
+            )
+        if sizes["data"] % slices:
+            raise ValueError(
+                f"mesh.data is {sizes['data']} on {slices} slices: only data crosses slices, so give a multiple of {slices}"
+            )
+        return sizes
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all devices, or of some; neighbours on the chip's network stay neighbours on the inner axes."""
+    devices = jax.devices() if devices is None else list(devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = tuple(config.sizes(len(devices), slices).values())
+    if slices > 1:
+        inside = (sizes[0] // slices, *sizes[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    elif devices[0].platform == "tpu":
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:  # by process, and with it by node
+        placed = np.asarray(devices).reshape(sizes)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def describe(sizes: dict[str, int]) -> str:
+    """`data 2, fsdp 4`: the axes that are not 1."""
+    return ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1) or "of one device"

@@ -1,0 +1,144 @@
+"""The mesh's sizes, the table of parameters, and where activations and batches go."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fourreal.config import TrainConfig
+from fourreal.models import GridDiT, GridDiTConfig, VideoDiT
+from fourreal.models.build import fresh_params, split_model
+from fourreal.models.weights import flat_names
+from fourreal.parallel import activations, layout
+from fourreal.parallel.mesh import MeshConfig, make_mesh
+from fourreal.training.state import fresh_state
+
+
+def mesh(**sizes: int):
+    return jax.set_mesh(make_mesh(MeshConfig(**sizes), jax.local_devices()))
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(grid=2, tensor=2), (2, 1, 2, 2)),
+        (MeshConfig(data=1, fsdp=-1, grid=2), (1, 4, 2, 1)),
+    ],
+)
+def test_axis_of_minus_one_takes_the_devices_that_are_left(config, wanted):
+    assert tuple(config.sizes(8).values()) == wanted
+    assert make_mesh(config, jax.local_devices()).devices.shape == wanted
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MeshConfig(grid=0), "mesh.grid is 0: give 1 or more"),
+        (lambda: MeshConfig(fsdp=-1), "only one axis can be -1"),
+        (lambda: MeshConfig(grid=3).sizes(8), "grid 3 on 8 devices: the sizes' product must be 8"),
+        (lambda: MeshConfig(data=3, grid=4).sizes(12, slices=2), "mesh.data is 3 on 2 slices: .* multiple of 2"),
+    ],
+)
+def test_sizes_that_do_not_come_out_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_grid_axis_that_does_not_divide_views_and_times_is_refused_with_the_sizes_that_would(tiny):
+    model = GridDiT(VideoDiT(tiny.config(), rngs=_rngs()), GridDiTConfig(), rngs=_rngs())
+    with (
+        mesh(grid=4),
+        pytest.raises(ValueError, match=r"mesh.grid 4 does not divide 4 views and 6 times: give 1 or 2, "),
+    ):
+        model(jnp.zeros((1, 4, 6, 4, 4, 3)), jnp.ones(1))
+
+
+def test_tensor_axis_that_does_not_divide_the_heads_is_refused(tiny):
+    with mesh(tensor=4), pytest.raises(ValueError, match=r"mesh.tensor 4 does not divide 2 heads: give 1 or 2"):
+        VideoDiT(tiny.config(), rngs=_rngs())(jnp.zeros((1, 2, 4, 4, 3)), jnp.ones(1))
+
+
+def test_widths_that_the_mesh_does_not_cut_evenly_are_refused(tiny):
+    with mesh(fsdp=8), pytest.raises(ValueError, match=r"must divide model\.width 20"):
+        layout.check_widths(tiny.config(width=20))
+
+
+def test_rank_coded_tensor_passes_the_layout_switch_and_back_without_a_misplaced_element():
+    """Every element says its own (b, v, t, s), and every device's share of the switched tensor is what its place says."""
+    b, v, t, s = np.meshgrid(*map(np.arange, (4, 8, 4, 3)), indexing="ij")
+    coded = b * 1000 + v * 100 + t * 10 + s
+    with mesh(fsdp=2, grid=4):
+        x = jax.device_put(coded, NamedSharding(jax.sharding.get_mesh(), P("fsdp", "grid")))
+        switched = jax.jit(activations.swap_view_time)(x)
+        back = jax.jit(activations.swap_view_time)(switched)
+    assert switched.sharding.spec[:2] == ("fsdp", "grid")
+    for shard in switched.addressable_shards:
+        assert shard.data.shape == (2, 1, 8, 3)
+        np.testing.assert_array_equal(shard.data, np.swapaxes(coded, 1, 2)[shard.index])
+    np.testing.assert_array_equal(back, coded)
+
+
+def test_switch_is_one_all_to_all_and_nothing_else():
+    with mesh(grid=4):
+        x = jax.ShapeDtypeStruct(
+            (2, 8, 4, 3), jnp.float32, sharding=NamedSharding(jax.sharding.get_mesh(), P("data", "grid"))
+        )
+        text = jax.jit(activations.swap_view_time).lower(x).compile().as_text()
+    counts = {
+        kind: text.count(f" {kind}(") for kind in ("all-to-all", "all-gather", "all-reduce", "collective-permute")
+    }
+    assert counts == {"all-to-all": 1, "all-gather": 0, "all-reduce": 0, "collective-permute": 0}
+
+
+@pytest.mark.parametrize("grid", [None, GridDiTConfig(), GridDiTConfig("hard"), GridDiTConfig("fused", matched=True)])
+def test_table_knows_every_parameter_and_every_axis_it_cuts_is_there(tiny, grid):
+    base = tiny.config(hints=True, cameras=True, text_width=8)
+    for name, shape in flat_names(split_model(base, grid)[1]).items():
+        spec = layout.parameter_spec(name)
+        assert len(spec) in (0, len(shape.shape)), name
+        if name.endswith("kernel"):
+            assert ("fsdp", "grid") in spec, name  # nothing large is whole on every device
+
+
+def test_parameter_that_the_table_does_not_know_is_refused():
+    with pytest.raises(ValueError, match=r"matches the parameter base\.new\.kernel"):
+        layout.parameter_spec("base.new.kernel")
+
+
+def test_every_device_holds_its_part_of_the_state_alone_and_the_values_are_those_of_one_device(tiny):
+    """Parameters, average and both moments of AdamW are made in parts, without a whole one anywhere."""
+    base, grid = tiny.config(), GridDiTConfig()
+    config = TrainConfig("x", base, grid)
+    wanted = fresh_params(base, grid, 0)
+    with mesh(fsdp=2, grid=2, tensor=2, data=1):
+        params = fresh_params(base, grid, 0, layout.shardings(split_model(base, grid)[1]))
+        state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
+    for name, leaf in flat_names(params).items():
+        np.testing.assert_array_equal(leaf, flat_names(wanted)[name], err_msg=name)
+    kernels = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if "'query'" in jax.tree_util.keystr(path) and "'kernel'" in jax.tree_util.keystr(path)
+    ]
+    assert len(kernels) == 4  # params, ema, mu, nu
+    for leaf in kernels:
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 24 // 4, 24 // 2)}
+
+
+def test_batch_is_cut_over_examples_and_views_and_a_process_reads_what_its_devices_need():
+    frames = np.arange(4 * 4 * 2).reshape(4, 4, 2)
+    with mesh(data=2, grid=4):
+        shapes = layout.batch_shapes({"given": frames, "cameras_known": frames[:, 0, 0]}, "grid", 1)
+        assert layout.share_of_batch("grid", 4) == (0, 1)
+        placed = layout.put_batch({"given": frames, "cameras_known": frames[:, 0, 0]}, shapes, (0, 1))
+    assert {shard.data.shape for shard in placed["given"].addressable_shards} == {(2, 1, 2)}
+    np.testing.assert_array_equal(placed["given"], frames)
+
+
+def _rngs():
+    from flax import nnx
+
+    return nnx.Rngs(0)
