@@ -9,7 +9,9 @@ import contextlib
 import difflib
 import errno
 import functools
+import glob
 import importlib
+import importlib.util
 import io
 import os
 import sys
@@ -25,6 +27,7 @@ VERBS = {
     "sample": ("fourreal.sampling.command", "Sample", "sample a grid from videos and pictures"),
     "evaluate": ("fourreal.evaluation.command", "Evaluate", "score checkpoints and baselines on grids, with a report"),
     "ablate": ("fourreal.evaluation.ablation", "Ablate", "compare fusions: fourreal ablate configs/ablation.py"),
+    "plan": ("fourreal.parallel.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
     "data build": ("fourreal.data.pack", "BuildPack", "build the pack of animated assets from game data"),
     "data render": ("fourreal.data.render_command", "Render", "render 4D grids and write them as ArrayRecord"),
 }
@@ -37,6 +40,7 @@ USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the optio
 def main(argv: list[str] | None = None, verb: str | None = None) -> None:
     """Runs one verb (`train.py` and `sample.py` fix theirs) and exits: 0 done, 1 broken loss, 2 bad input or a failed
     read or write (a full disk, say), 130 interrupted."""
+    pass_over_libtpu()
     script, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if script:
         sys.unraisablehook = interrupt_again
@@ -83,6 +87,19 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
             extras = ".[train,render,eval]"
             message = f"the package '{missing}' is not installed: make setup, or pip install -e '{extras}', brings it"
         fail(f"fourreal {verb}", message, code=1 if isinstance(error, FloatingPointError) else 2)
+
+
+def pass_over_libtpu() -> None:
+    """Where no accelerator is, keeps JAX from asking an installed libtpu for one: it prints a page of errors and logs to /tmp.
+
+    `plan` needs only its compiler, in another process. What the user has set stays, and so does a machine with a TPU or GPU.
+    """
+    devices = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
+    asked = "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None
+    if not asked and not any(glob.glob(pattern) for pattern in devices):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        if "jax" in sys.modules:  # it has read the variable
+            sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
 def parse(verb: str, argv: list[str]):

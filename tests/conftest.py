@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from fourreal.cli import pass_over_libtpu
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, make_forward, split_model
 
+pass_over_libtpu()
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)  # for tests/parallel
 

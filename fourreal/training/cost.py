@@ -9,27 +9,41 @@ from jax.extend import core
 
 
 def matmul_flops(function: Callable, *arguments: Any) -> int:
-    """FLOPs of all matmuls of a call, 2 per multiply-add; a scan's body counts as often as it runs.
+    """FLOPs of all matmuls of a call on all devices together, 2 per multiply-add.
 
-    The compiler's own count takes the body of a loop once, so it cannot be used for scanned layers.
+    A scan's body counts as often as it runs, a `shard_map`'s on every device, a Pallas kernel's at every point of its grid;
+    of a condition's branches, the dearest. The compiler's own count takes the body of a loop once and sees no kernels.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
+def jaxpr_flops(jaxpr: core.Jaxpr) -> int:
+    """`matmul_flops` of a traced function."""
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            contracted = parameters["dimension_numbers"][0][0]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)
-        ):
-            if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
-                total += repeats * _count(getattr(inner, "jaxpr", inner))
+        repeats = 1
+        if name == "scan":
+            repeats = parameters["length"]
+        elif name == "shard_map":
+            repeats = math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
+        elif name == "pallas_call":
+            repeats = math.prod(parameters["grid_mapping"].grid)
+        inner = [
+            jaxpr_flops(getattr(leaf, "jaxpr", leaf))
+            for leaf in jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr)
+            if _is_jaxpr(leaf)
+        ]
+        total += repeats * (max(inner) if name == "cond" else sum(inner))
     return total
+
+
+def _is_jaxpr(leaf: Any) -> bool:
+    return isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -47,8 +47,8 @@ def batch_loss(
     prediction: str,
     **conditions: Any,
 ) -> jax.Array:
-    """The loss of each example of uint8 `frames` at one noise level an example."""
-    x0 = to_unit(frames)
+    """The loss of each example at one noise level an example; `frames` are uint8 pixels, or latents in floating point."""
+    x0 = to_unit(frames) if frames.dtype == jnp.uint8 else frames
     sigma = cell_sigma(sigma, given)
     x = flow.interpolate(x0, eps, sigma)
     return flow.flow_loss(forward(params, x, sigma, given, **conditions), x, x0, eps, sigma, given, prediction)

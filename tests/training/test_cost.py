@@ -47,3 +47,35 @@ def test_compiled_memory_holds_at_least_the_arguments():
     compiled = jax.jit(lambda x: x @ x).lower(np.zeros((64, 64), np.float32)).compile()
     found = compiled_bytes(compiled)
     assert found["arguments"] == 64 * 64 * 4 and found["total"] >= 2 * 64 * 64 * 4
+
+
+def test_shard_map_counts_on_every_device():
+    mesh = jax.make_mesh((2, 2), ("a", "b"), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    cut, x = jax.P("a"), np.zeros((4, 8), np.float32)
+    with jax.set_mesh(mesh):
+        own = jax.shard_map(lambda x: x @ x.T, in_specs=cut, out_specs=cut)  # [2, 8] x [8, 2], twice each
+        partly = jax.shard_map(lambda x: x @ x.T, in_specs=cut, out_specs=cut, axis_names={"a"})
+        assert matmul_flops(own, x) == 4 * 2 * 2 * 2 * 8
+        assert matmul_flops(partly, x) == 2 * 2 * 2 * 2 * 8
+
+
+def test_pallas_kernel_counts_at_every_point_of_its_grid():
+    """Splash attention multiplies queries and keys, weights and values: 2 matmuls of its padded lengths forward; 4 for
+    the keys' and 3 for the queries' gradients, which both compute the logits anew, and the product of output and gradient."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    batch, heads, length, size = 3, 2, 512, 64
+    mask = splash.MultiHeadMask([splash.FullMask((length, length))] * heads)
+    blocks = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), 256)
+    inside = {"block_kv_compute": 128, "block_kv_dkv_compute": 128}
+    kernel = splash.make_splash_mha_single_device(mask, block_sizes=splash.BlockSizes(**blocks, **inside))
+    x = np.zeros((batch, heads, length, size), np.float32)
+    one = 2 * batch * heads * length**2 * size
+    assert matmul_flops(jax.vmap(kernel), x, x, x) == 2 * one
+    gradient = jax.grad(lambda q, k, v: jnp.sum(jax.vmap(kernel)(q, k, v)), argnums=(0, 1, 2))
+    assert matmul_flops(gradient, x, x, x) == (2 + 4 + 3) * one + 2 * x.size
+
+
+def test_of_a_conditions_branches_the_dearest_counts():
+    x = np.zeros((4, 4), np.float32)
+    assert matmul_flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ x, lambda: x @ x @ x), x) == 2 * 2 * 4**3

@@ -199,3 +199,12 @@ def test_cameras_teach_their_map_only_where_they_are_known(tiny, config, batch):
         gradient = after["opt"]
         first_moments = [leaf for path, leaf in jax.tree.leaves_with_path(gradient) if "camera_embed" in str(path)]
         assert first_moments and all((np.abs(leaf).max() > 0) == moves for leaf in first_moments)
+
+
+def test_latents_are_taken_as_they_are_and_pixels_as_numbers_from_minus_one_to_one(batch):
+    frames, given, level = jnp.asarray(batch["frames"]), jnp.asarray(batch["given"]), jnp.full(BATCH, 0.5)
+    eps = np.random.default_rng(0).normal(size=frames.shape).astype(np.float32)
+    output = jnp.zeros(frames.shape)
+    loss = jax.jit(lambda frames: batch_loss(lambda *_: output, {}, frames, given, level, eps, "x0"))
+    of_pixels, of_latents = loss(frames), loss(np.asarray(frames) / np.float32(127.5) - 1)
+    np.testing.assert_allclose(of_pixels, of_latents, rtol=1e-6)

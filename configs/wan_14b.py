@@ -1,0 +1,20 @@
+"""A grid model of Wan 2.1's 14B base, frozen, on latents of 8 views x 8 times; see `wan_1b.py`.
+
+fourreal plan configs/wan_14b.py --topology v5p:8x8x4 --size 36 64
+"""
+
+import dataclasses
+from pathlib import Path
+
+from fourreal.config import load_config
+from fourreal.parallel.mesh import MeshConfig
+
+WAN_1B = load_config(Path(__file__).with_name("wan_1b.py"))
+
+CONFIG = dataclasses.replace(
+    WAN_1B,
+    name="wan_14b",
+    model=dataclasses.replace(WAN_1B.model, width=5120, depth=40, heads=40, mlp_width=13824),
+    data=dataclasses.replace(WAN_1B.data, batch_size=64),
+    mesh=MeshConfig(fsdp=64, grid=4),
+)

@@ -1,0 +1,67 @@
+"""Memory and traffic of a training step on GPUs, by formula: their compiler needs them at hand, unlike that of TPUs.
+
+    temporaries   gradients + what layers keep for backward + one layer at work + two layers' gathered weights
+    traffic       state read and written, weights read once each way, what is kept written and read, layers at work twice
+
+What layers keep is read from the step's jaxpr: results of the forward scan over layers. An estimate, as are the numbers of
+one layer at work: six fp32 residuals, eight projections and three hidden layers of the MLP, in each of two streams.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from fourreal.config import TrainConfig
+
+
+def kept_for_backward(jaxpr: core.Jaxpr, depth: int) -> int:
+    """Bytes that forward scans over `depth` layers stack up, of all devices."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == depth and not equation.params["reverse"]:
+            stacked = equation.outvars[equation.params["num_carry"] :]
+            total += sum(math.prod(each.aval.shape) * each.aval.dtype.itemsize for each in stacked)
+        for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(leaf):
+                total += kept_for_backward(getattr(leaf, "jaxpr", leaf), depth)
+    return total
+
+
+def _is_jaxpr(leaf: Any) -> bool:
+    return isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)
+
+
+def estimate(
+    config: TrainConfig, mesh: dict[str, int], state: Any, batch: Any, jaxpr: core.Jaxpr, tokens: int
+) -> tuple[dict[str, int], int]:
+    """(`memory` as of `compiled_bytes`, traffic), bytes of one device; `state` and `batch` are shapes with their places."""
+    model, item = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    cut = _cut(config, mesh)
+    kept = kept_for_backward(jaxpr, model.depth) // cut
+    own = tokens // cut
+    two_streams = config.data.kind == "grid" and config.grid.fusion in ("soft", "hard", "none")
+    at_work = (1 + two_streams) * own * (6 * 4 * model.width + (8 * model.width + 3 * model.mlp_width) * item)
+    leaves = jax.tree.leaves([state["params"], state["frozen"]])
+    stacked = sum(leaf.size for leaf in leaves if leaf.ndim and leaf.shape[0] == model.depth)
+    layer = stacked // model.depth * item // mesh["tensor"]
+    gradients = on_device(state["params"])
+    arguments = on_device(state) + on_device(batch)
+    temporaries = gradients + kept + at_work + 2 * layer
+    memory = {"arguments": arguments, "temporaries": temporaries, "total": arguments + temporaries}
+    moved = on_device({name: state[name] for name in ("params", "ema", "opt")})
+    return memory, 2 * moved + 2 * gradients + 3 * model.depth * layer + 2 * kept + 6 * model.depth * at_work
+
+
+def on_device(tree: Any) -> int:
+    """Bytes of one device's share of placed shapes."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _cut(config: TrainConfig, mesh: dict[str, int]) -> int:
+    """Over how many devices the tokens are cut."""
+    axes = [mesh["data"], mesh["fsdp"], *([mesh["grid"]] if config.data.kind == "clip" else [])]
+    while axes and config.data.batch_size % math.prod(axes):
+        axes.pop()
+    return math.prod(axes) * (mesh["grid"] if config.data.kind == "grid" else 1)

@@ -1,0 +1,263 @@
+"""The verb `plan`: what a training step needs and does on accelerators that are not there.
+
+fourreal plan configs/wan_1b.py --topology v5e:4x4 --size 36 64
+fourreal plan configs/nano.py --topology v5e:2x4 --slices 2 --mesh.grid 2 --data.batch-size 64 --size 64 64
+
+TPU topologies are compiled by XLA's own compiler (pip install -e '.[tpu]'). Any setting of the config can follow, as in train.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Annotated
+
+import tyro
+
+from fourreal.cli import read_options
+from fourreal.config import TrainConfig, load_config
+from fourreal.parallel import aot, roofline
+from fourreal.parallel.chips import GIB, Topology, parse_topology
+from fourreal.parallel.hlo import KINDS, Collective
+from fourreal.parallel.mesh import describe
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Says what a training step needs on a topology, or that it does not fit and what would."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    topology: str = ""
+    """chips: v5e:4x4, v5p:8x8x4, h100:8 and the like; of v4, v5e, v5p, v6e, tpu7x, h100"""
+    slices: int = 1
+    """how many of such slices, joined by the network between hosts"""
+    size: tuple[int, int] | None = None
+    """height and width of a frame in pixels, or in latent pixels; none: as the data set has them"""
+    search: float = 300.0
+    """seconds to look for settings that fit, where these do not"""
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> "Plan":
+        """Reads `CONFIG_FILE --topology NAME [--setting value ...]`; the file gives the defaults of the settings."""
+        if argv in (["-h"], ["--help"]):
+            print(f"usage: {prog} CONFIG_FILE --topology NAME [OPTIONS]\n\n{__doc__}")
+            raise SystemExit(0)
+        if not argv or argv[0].startswith("-"):
+            raise ValueError(f"the first argument is the config file, as in: {prog} configs/nano.py --topology v5e:2x4")
+        return read_options(cls, argv[1:], f"{prog} {argv[0]}", default=cls(load_config(argv[0])))
+
+    def run(self) -> None:
+        """Prints the table; raises ValueError for a step that does not fit, with settings that do."""
+        if not self.topology:
+            raise ValueError("name the chips with --topology, as v5e:4x4 or h100:8")
+        topology = parse_topology(self.topology, self.slices)
+        height, width = self.size or stored_size(self.config)
+        print(report(self.config, topology, fitting_step(self.config, topology, (height, width), self.search)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled training step; see `aot.describe_step`."""
+
+    tokens: int
+    trained: int
+    frozen: int
+    flops: int
+    executed: int
+    arguments: int
+    temporaries: int
+    peak: int
+    traffic: int
+    collectives: list[Collective]
+    seconds: roofline.Seconds
+    mesh: dict[str, int]
+    compiled_in: float
+
+
+def stored_size(config: TrainConfig) -> tuple[int, int]:
+    """Height and width of the data set's frames."""
+    from fourreal.data.builders.grids import open_split
+
+    try:
+        return open_split(config.data.source, "train")[0]["frames"].shape[-3:-1]
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"there is no data set in {config.data.source} to say the frames' size: give it with --size HEIGHT WIDTH"
+        ) from error
+
+
+def plan_step(config: TrainConfig, topology: Topology, size: tuple[int, int]) -> Step:
+    """The training step on a topology; raises DoesNotFit and ValueError as `aot.compile_elsewhere`."""
+    config.mesh.sizes(topology.devices, topology.slices)
+    check_frame(config, size)
+    answer = aot.compile_elsewhere(aot.Question(config, topology.name, topology.slices, *size))
+    collectives = roofline.from_answer(answer["collectives"])
+    memory, usable = answer["memory"], topology.chip.usable / topology.chip.devices
+    if memory["total"] > usable:
+        raise aot.DoesNotFit("the compiled program is too large", memory["total"], usable)
+    return Step(
+        **{name: answer[name] for name in ("tokens", "trained", "frozen", "flops", "executed", "traffic", "mesh")},
+        arguments=memory["arguments"],
+        temporaries=memory["temporaries"],
+        peak=memory["total"],
+        collectives=collectives,
+        seconds=roofline.estimate(topology, answer["executed"], answer["traffic"], collectives, answer["coordinates"]),
+        compiled_in=answer["seconds"],
+    )
+
+
+def check_frame(config: TrainConfig, size: tuple[int, int]) -> None:
+    """Raises where the patches do not divide a frame."""
+    patch = config.model.patch[1]
+    if min(size) < 1 or size[0] % patch or size[1] % patch:
+        raise ValueError(f"size {size[0]} x {size[1]}: give multiples of the patch, {patch}")
+
+
+def fitting_step(config: TrainConfig, topology: Topology, size: tuple[int, int], search: float) -> Step:
+    """The step; where it does not fit, ValueError with the first of `easier` settings that does, looked for so long."""
+    say(f"compiling the training step for {topology.name}; a large model takes minutes")
+    try:
+        return plan_step(config, topology, size)
+    except aot.DoesNotFit as error:
+        needs = f"needs {error.needed / GIB:.2f} GiB a device" if error.needed else "needs more memory"
+        has = error.available or topology.chip.usable / topology.chip.devices
+    began, tried = time.monotonic(), []
+    for flags, lighter, larger in easier(config, topology):
+        if time.monotonic() - began > search:
+            break
+        say(f"it {needs} of {has / GIB:.2f}; trying {flags}")
+        try:
+            step = plan_step(lighter, larger, size)
+        except aot.DoesNotFit:
+            tried.append(flags)
+            continue
+        except ValueError:  # a mesh that this model does not divide over
+            continue
+        raise ValueError(
+            f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: {flags} fits, with {step.peak / GIB:.2f} GiB"
+        )
+    hints = "; these do not fit either: " + ", ".join(tried) if tried else ""
+    raise ValueError(
+        f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: give a larger --mesh.fsdp, a smaller "
+        f"--data.batch-size, --model.remat full or a larger --topology{hints}"
+    )
+
+
+def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, TrainConfig, Topology]]:
+    """(what to add to the command, config, topology) that need less of a device, what costs least first."""
+    sizes = config.mesh.sizes(topology.devices, topology.slices)
+    flags, lighter = [], config
+    if sizes["data"] > topology.slices:
+        fsdp = sizes["fsdp"] * sizes["data"] // topology.slices
+        mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=fsdp)
+        flags, lighter = [f"--mesh.data {topology.slices} --mesh.fsdp {fsdp}"], dataclasses.replace(config, mesh=mesh)
+        yield " ".join(flags), lighter, topology
+    if config.model.remat != "full":
+        flags, lighter = (
+            [*flags, "--model.remat full"],
+            dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat="full")),
+        )
+        yield " ".join(flags), lighter, topology
+    batch = config.data.batch_size // 2
+    while batch:
+        data = dataclasses.replace(config.data, batch_size=batch)
+        yield " ".join([*flags, f"--data.batch-size {batch}"]), dataclasses.replace(lighter, data=data), topology
+        batch //= 2
+    if topology.chips < 2**12:
+        larger = topology.larger()
+        more = dataclasses.replace(lighter.mesh, data=topology.slices, fsdp=-1)
+        yield (
+            f"--topology {larger.name} --mesh.data {topology.slices} --mesh.fsdp -1",
+            dataclasses.replace(lighter, mesh=more),
+            larger,
+        )
+
+
+def say(line: str) -> None:
+    """To the person who waits; the table alone goes to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(config: TrainConfig, topology: Topology, step: Step) -> str:
+    """The table."""
+    chip, data, seconds = topology.chip, config.data, step.seconds
+    several = f" x {topology.slices} slices" if topology.slices > 1 else ""
+    cells = f"{data.views} views x {data.times} times" if data.kind == "grid" else f"{data.times} frames"
+    network = f", network {seconds.network:.3g} s" if topology.slices > 1 or not chip.sides else ""
+    best, worst = (roofline.utilization(topology, step.flops, total) for total in (seconds.best, seconds.worst))
+    rows = [
+        ("topology", f"{topology.name}{several}, {topology.chips} chips; mesh {describe(step.mesh)}"),
+        ("tokens", f"{step.tokens:,} a step: {data.batch_size} examples of {cells}"),
+        ("parameters", f"{step.trained / 1e6:,.1f} M train, {step.frozen / 1e6:,.1f} M are frozen"),
+        ("FLOPs", f"{decimal(step.flops)} a step of the model, {decimal(step.executed)} with what is computed again"),
+        (
+            "memory",
+            f"arguments {binary(step.arguments)}, temporaries {binary(step.temporaries)}, "
+            f"peak {binary(step.peak)} of {binary(chip.usable / chip.devices)} a device",
+        ),
+        *collective_rows(step.collectives),
+        (
+            "time",
+            f"compute {seconds.compute:.3g} s, memory {seconds.memory:.3g} s for {binary(step.traffic)}, "
+            f"links {seconds.links:.3g} s{network}",
+        ),
+        ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
+        ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
+        *(("", line) for line in (*roofline.ASSUMPTIONS, *repeated(config, step))),
+        *(
+            []
+            if chip.sides
+            else [("", "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler")]
+        ),
+    ]
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def repeated(config: TrainConfig, step: Step) -> list[str]:
+    """A line for a batch that is smaller than the axes that cut it."""
+    axes = [step.mesh["data"], step.mesh["fsdp"]] + ([step.mesh["grid"]] if config.data.kind == "clip" else [])
+    while axes and config.data.batch_size % math.prod(axes):
+        axes.pop()
+    cut = math.prod(step.mesh[axis] for axis in ("data", "fsdp", *(["grid"] if config.data.kind == "clip" else [])))
+    times = cut // math.prod(axes)
+    return [f"{times} devices compute the same examples each, which compute leaves out"] if times > 1 else []
+
+
+def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:
+    """One row a kind: how often a step, and the bytes of one device."""
+    sums = defaultdict(lambda: [0, 0, 0.0])
+    for each in collectives:
+        row = sums[each.between_slices, KINDS.index(each.kind)]
+        for place, value in enumerate((1, each.payload, each.sent)):
+            row[place] += each.count * value
+    rows = [
+        f"{count:>6,} {KINDS[kind]}{' between slices' if between else ''}: {binary(payload)} a device, {binary(sent)} sent"
+        for (between, kind), (count, payload, sent) in sorted(sums.items())
+    ]
+    return [("" if place else "collectives", row) for place, row in enumerate(rows or ["none"])]
+
+
+def binary(count: float) -> str:
+    """Bytes in KiB, MiB, GiB or TiB."""
+    power = min(max(int(math.log2(max(count, 1)) // 10), 1), 4)
+    return f"{count / 2 ** (10 * power):.2f} {' KMGT'[power]}iB"
+
+
+def decimal(count: float) -> str:
+    """A number with the letter of its thousands."""
+    power = min(int(math.log10(max(count, 1)) // 3), 6)
+    return f"{count / 10 ** (3 * power):.3g} {' kMGTPE'[power]}"
+
+
+def link(topology: Topology) -> str:
+    """What is assumed of the network."""
+    chip = topology.chip
+    inside = (
+        f"{chip.link / 1e9:.0f} GB/s a link and direction"
+        if chip.sides
+        else f"{chip.link / 1e9:.0f} GB/s within a host"
+    )
+    between = f", {chip.network / 1e9:.1f} GB/s a chip between {'slices' if chip.sides else 'hosts'}"
+    return inside + (between if topology.slices > 1 or not chip.sides else "")

@@ -1,0 +1,162 @@
+"""The verb `plan` without a compiler: bad input, what it tries where a step does not fit, the table."""
+
+import dataclasses
+import importlib.util
+
+import pytest
+
+from fourreal.cli import main
+from fourreal.config import load_config
+from fourreal.parallel import aot, plan
+from fourreal.parallel.chips import GIB, parse_topology
+
+NANO = "configs/nano.py"
+V5E = parse_topology("v5e:4x4")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(NANO)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Lets a function of the question stand in for the compiler."""
+
+    def put(function):
+        monkeypatch.setattr(aot, "compile_elsewhere", function)
+
+    return put
+
+
+def an_answer(peak: float = 2 * GIB) -> dict:
+    return {
+        "tokens": 294_912,
+        "trained": 2 * 10**6,
+        "frozen": 10**9,
+        "flops": 16 * 197 * 10**12,
+        "executed": 20 * 197 * 10**12,
+        "seconds": 1.0,
+        "mesh": {"data": 1, "fsdp": 8, "grid": 2, "tensor": 1},
+        "memory": {"arguments": GIB, "temporaries": peak - GIB, "total": peak},
+        "traffic": 819 * 10**9,
+        "collectives": [
+            {"kind": "all-to-all", "payload": 2**20, "groups": [[0, 1]], "between_slices": False, "count": 1024},
+            {"kind": "all-to-all", "payload": 2**21, "groups": [[0, 1]], "between_slices": False, "count": 512},
+        ],
+        "coordinates": [[x, y, 0] for x in range(4) for y in range(4)],
+    }
+
+
+def refusal(argv: list[str], capsys) -> str:
+    """The one line of a refused command."""
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *argv])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert stop.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "the first argument is the config file"),
+        ([NANO], "name the chips with --topology"),
+        ([NANO, "--topology", "v5e:9"], "2 lengths, as v5e:2x4"),
+        ([NANO, "--topology", "v5e:4x4", "--data.source", "nowhere"], "--size HEIGHT WIDTH"),
+        ([NANO, "--topology", "v5e:4x4", "--size", "64", "63"], "multiples of the patch, 8"),
+        ([NANO, "--topology", "v5e:4x4", "--size", "64", "64", "--mesh.fsdp", "3"], "16 devices"),
+        ([NANO, "--topology", "v5e:4x4", "--slices", "3", "--size", "64", "64", "--mesh.data", "1"], "48"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_give(argv, said, capsys):
+    assert said in refusal(argv, capsys)
+
+
+def test_without_libtpu_the_line_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr(aot, "libtpu_installed", lambda: False)
+    assert "pip install -e '.[tpu]'" in refusal([NANO, "--topology", "v5e:4x4", "--size", "64", "64"], capsys)
+
+
+def test_step_that_does_not_fit_names_the_first_settings_that_do(config, answers, capsys):
+    def compiler(question):
+        if question.config.model.remat == "full" and question.config.mesh.fsdp == 16:
+            return an_answer()
+        raise aot.DoesNotFit("", 20 * GIB, 15.75 * GIB)
+
+    answers(compiler)
+    line = refusal([NANO, "--topology", "v5e:4x4", "--size", "64", "64"], capsys)
+    assert "needs 20.00 GiB a device and v5e has 15.75" in line
+    assert "--mesh.data 1 --mesh.fsdp 16 --model.remat full fits, with 2.00 GiB" in line
+
+
+def test_program_that_compiles_but_exceeds_the_chip_does_not_fit(config, answers):
+    answers(lambda question: an_answer(peak=16 * GIB))
+    with pytest.raises(aot.DoesNotFit):
+        plan.plan_step(config, V5E, (64, 64))
+
+
+def test_where_nothing_fits_the_line_names_what_was_tried(config, answers):
+    def compiler(question):
+        raise aot.DoesNotFit("", None, None)
+
+    answers(compiler)
+    with pytest.raises(ValueError, match=r"--mesh.fsdp.*do not fit either.*--data.batch-size 1.*--topology v5e:4x8"):
+        plan.fitting_step(config, V5E, (64, 64), search=60)
+
+
+def test_easier_settings_keep_data_across_slices_and_the_grid_axis(config):
+    mesh = dataclasses.replace(config.mesh, grid=2)
+    for _, lighter, topology in plan.easier(
+        dataclasses.replace(config, mesh=mesh), parse_topology("v5e:4x4", slices=2)
+    ):
+        sizes = lighter.mesh.sizes(topology.devices, topology.slices)
+        assert (sizes["data"], sizes["grid"]) == (2, 2)
+
+
+def test_table_says_what_the_answer_says(config, answers):
+    answers(lambda question: an_answer())
+    table = plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
+    for said in (
+        "v5e:4x4, 16 chips; mesh fsdp 8, grid 2",
+        "294,912 a step",
+        "2.0 M train, 1,000.0 M are frozen",
+        "3.15 P a step of the model, 3.94 P with what is computed again",
+        "peak 2.00 GiB of 15.75 GiB a device",
+        "1,536 all-to-all: 2.00 GiB a device, 1.00 GiB sent",
+        "compute 1.25 s, memory 1 s for 762.75 GiB",
+        "MFU 80% to",
+    ):
+        assert said in table, table
+
+
+def test_examples_that_several_devices_compute_are_mentioned(config, answers):
+    answers(lambda question: an_answer())
+    assert "8 devices compute the same examples" in plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
+    eight = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
+    assert "the same examples" not in plan.report(eight, V5E, plan.plan_step(eight, V5E, (64, 64)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (18.12G) exceeds "
+        "available HBM (15.75G).",
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.12G of 15.75G "
+        "hbm. Exceeded hbm capacity by 2.37G.",
+    ],
+)
+def test_compilers_word_for_too_large_is_understood(said):
+    answer = aot.too_large(said)
+    assert (answer["needed"], answer["available"]) == (18.12 * GIB, 15.75 * GIB)
+
+
+def test_other_refusals_of_the_compiler_are_not_taken_for_too_large():
+    with pytest.raises(ValueError, match="INTERNAL"):
+        aot.too_large("INTERNAL: Mosaic failed to compile")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_topology_that_libtpu_refuses_is_one_line(config):
+    with pytest.raises(ValueError, match="libtpu knows no topology v5e:3x3"):
+        aot.compile_elsewhere(aot.Question(config, "v5e:3x3", 1, 64, 64))
