@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from fourreal import grid as axes
@@ -36,8 +37,9 @@ from fourreal.parallel.activations import check_heads, place
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["none", "matmuls", "attention_out", "full"]
+Remat = Literal["none", "matmuls", "attention_out", "full", "offload"]
 MOST = 2**20  # of anything that is counted: far above what fits a device
+INPUT_NAME = "layer_input"  # for the remat policies
 REMAT_POLICIES = {
     "none": None,
     "matmuls": jax.checkpoint_policies.save_from_both_policies(  # a flash kernel is no matmul to jax
@@ -45,6 +47,12 @@ REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention_out": jax.checkpoint_policies.save_only_these_names(SELF_NAME),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT_NAME],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -77,7 +85,8 @@ class VideoDiTConfig:
     dtype: Precision = "float32"
     """precision of the matmuls: float32 or bfloat16; the rest is float32"""
     remat: Remat = "matmuls"
-    """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone) or full (nothing)"""
+    """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone), full (a layer's input
+    alone) or offload (that, in the host's memory)"""
 
     def __post_init__(self):
         for name in ("width", "depth", "heads", "mlp_width", "channels", "frequency_width"):
@@ -271,6 +280,12 @@ class VideoDiT(nnx.Module):
     def rematerialize(self, layer: Callable) -> Callable:
         """`layer`, the body of a scan, under the config's rematerialization policy."""
         policy = REMAT_POLICIES[self.config.remat]
+        if self.config.remat == "offload":
+            unnamed = layer
+
+            def layer(x, parameters):
+                return unnamed(jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x), parameters)
+
         return layer if policy is None else jax.checkpoint(layer, policy=policy)
 
 
