@@ -18,7 +18,7 @@ STEPS = 5
 
 @pytest.fixture
 def mesh():
-    return jax.make_mesh((2, 4), ("a", "b"), devices=jax.devices()[:8], axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((2, 4), ("a", "b"), devices=jax.local_devices()[:8], axis_types=(AxisType.Auto,) * 2)
 
 
 def found_in(mesh, function, shape: tuple[int, ...]) -> list[hlo.Collective]:
