@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from fourreal.data.pipeline import PipelineConfig
 from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models.grid_dit import GridDiTConfig
+from fourreal.models.kernels import AttentionConfig
 from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.parallel.mesh import MeshConfig
 from fourreal.serialize import flat_settings, to_json
@@ -40,6 +41,8 @@ class TrainConfig:
     """optimizer and schedule"""
     mesh: MeshConfig = MeshConfig()
     """devices along each axis"""
+    attention: AttentionConfig = AttentionConfig()
+    """kernel of the attention"""
     trains: Literal["all", "attention", "sync"] = "all"
     """which parameters train: all, the self-attention and sync, or only the sync layers with what conditions the base"""
     steps: int = 1000

@@ -38,7 +38,7 @@ class Break:
 BAD_INPUT = "test_bad_input.py::test_bad_input_is_one_line_exit_code_2_and_leaves_no_trace"
 GRID, ATTENTION, LAYERS = "test_grid.py::test_", "models/test_attention.py::test_", "models/test_layers.py::test_"
 DIT, SYNC, GRID_DIT = "models/test_video_dit.py::test_", "models/test_sync.py::test_", "models/test_grid_dit.py::test_"
-CAMERAS = "models/test_cameras.py::test_"
+CAMERAS, KERNELS = "models/test_cameras.py::test_", "models/test_kernels.py::test_"
 WEIGHTS, FLOW = "models/test_weights.py::test_", "diffusion/test_flow.py::test_"
 GUIDANCE, SAMPLERS = "diffusion/test_guidance.py::test_", "diffusion/test_samplers.py::test_"
 OPTIMIZER, STATE, STEP = (f"training/test_{name}.py::test_" for name in ("optimizer", "state", "step"))
@@ -93,18 +93,49 @@ BREAKS = [
         CAMERAS + "rays_do_not_depend_on_the_worlds_place_direction_and_unit",
     ),
     # models/attention.py
-    Break("models/attention.py", "-1] ** -0.5", "-1] ** -1.0", ATTENTION + "attend_is_a_dense_softmax"),
     Break(
         "models/attention.py",
+        "/ (a + b - c)",
+        "/ (a + b)",
+        ATTENTION + "fused_merge_is_one_masked_softmax_in_values_and_gradients[0.0-xla]",
+    ),
+    Break(
+        "models/attention.py",
+        "(a.astype(jnp.float32) + b - c)",
+        "(a.astype(jnp.float32) + b)",
+        ATTENTION + "fused_merge_is_one_masked_softmax_in_values_and_gradients[0.0-splash]",
+    ),
+    Break(
+        "models/attention.py",
+        "(checkpoint_name(x, name) for x in kernels.forward(q, k, v, kernel))",
+        "kernels.forward(q, k, v, kernel)",
+        ATTENTION
+        + "flash_kernel_runs_its_forward_again_only_where_its_result_is_not_kept[attention_out-1-clip_attention-1]",
+    ),
+    # models/kernels.py
+    Break(
+        "models/kernels.py",
+        "q * q.shape[-1] ** -0.5, k",
+        "q * q.shape[-1] ** -1.0, k",
+        ATTENTION + "attend_is_a_dense_softmax",
+    ),
+    Break(
+        "models/kernels.py",
         "jnp.exp(logits - peak)",
         "jnp.exp(logits)",
         ATTENTION + "attend_is_exact_for_logits_in_the_thousands",
     ),
     Break(
-        "models/attention.py",
-        "/ (a + b - c)",
-        "/ (a + b)",
-        ATTENTION + "fused_merge_is_one_masked_softmax_in_values_and_gradients[0.0]",
+        "models/kernels.py",
+        "(jnp.arange(filled) >= keys)",
+        "(jnp.arange(filled) > keys)",
+        KERNELS + "kernel_is_a_dense_softmax_in_values_and_gradients[splash-one-filled-block]",
+    ),
+    Break(
+        "models/kernels.py",
+        "(from_values - jnp.swapaxes(product, -3, -2))",
+        "from_values",
+        KERNELS + "kernel_is_a_dense_softmax_in_values_and_gradients[xla]",
     ),
     # models/layers.py
     Break(
@@ -171,8 +202,8 @@ BREAKS = [
     ),
     Break(
         "models/sync.py",
-        "y_t, shift_scale, TIME)",
-        "y_t, shift_scale, VIEW)",
+        "y_t, shift_scale_t, TIME)",
+        "y_t, shift_scale_t, VIEW)",
         SYNC + "sync_layer_is_its_formula_at_every_token[soft-zero]",
     ),
     Break(

@@ -7,20 +7,21 @@ import jax
 from flax import nnx
 
 from fourreal.models.grid_dit import GridDiT, GridDiTConfig
+from fourreal.models.kernels import XLA, Kernel
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
 
 Params = dict[str, Any]
 
 
-def build_model(base: VideoDiTConfig, grid: GridDiTConfig | None, seed: int = 0) -> nnx.Module:
+def build_model(base: VideoDiTConfig, grid: GridDiTConfig | None, seed: int = 0, kernel: Kernel = XLA) -> nnx.Module:
     """A fresh model. The base alone (`grid` None) stands under the name `base` too, so both kinds share parameter names."""
-    model = VideoDiT(base, rngs=nnx.Rngs(seed))
+    model = VideoDiT(base, rngs=nnx.Rngs(seed), kernel=kernel)
     return nnx.Dict(base=model) if grid is None else GridDiT(model, grid, rngs=nnx.Rngs(seed + 1))
 
 
-def split_model(base: VideoDiTConfig, grid: GridDiTConfig | None) -> tuple[nnx.GraphDef, Params]:
-    """The structure of a model and the shapes of its parameters; allocates nothing."""
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: build_model(base, grid)))
+def split_model(base: VideoDiTConfig, grid: GridDiTConfig | None, kernel: Kernel = XLA) -> tuple[nnx.GraphDef, Params]:
+    """The structure of a model, which holds its attention kernel, and the shapes of its parameters; allocates nothing."""
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: build_model(base, grid, kernel=kernel)))
     return graph, nnx.to_pure_dict(shapes)
 
 

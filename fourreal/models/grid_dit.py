@@ -123,8 +123,8 @@ class GridDiT(nnx.Module):
         six_v, six_t = swap_view_time(base.add_context(six, "freeze_time")), base.add_context(six, "dynamic")
         angles_v, angles_t = base.angles(np.arange(views), size), base.angles(np.arange(times), size)
         return (
-            lambda block, x_v: block(x_v, six_v, angles_v, text),
-            lambda block, x_t: block(x_t, six_t, angles_t, text),
+            lambda block, x_v: base.run_block(block, x_v, six_v, angles_v, text),
+            lambda block, x_t: base.run_block(block, x_t, six_t, angles_t, text),
         )
 
     def _two_streams(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
@@ -178,7 +178,7 @@ class GridDiT(nnx.Module):
 
         def layer(x, parameters):
             block, mod_linear = parameters
-            y = block(x, six, angles, text, attention=fused_attention)
+            y = self.base.run_block(block, x, six, angles, text, fused_attention)
             return place(add(mod_linear, x, y, sync.VIEW, sync.TIME)), None
 
         x, _ = jax.lax.scan(self.base.rematerialize(layer), x, (self.base.blocks, linear))

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from fourreal.models.attention import attend, clip_attention
+from fourreal.models.attention import clip_attention, cross_attention
 from fourreal.parallel.activations import locally
 
 EPSILON = 1e-6
@@ -101,18 +100,19 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "*lead f s d"], angles: jax.Array, attention: Callable) -> jax.Array:
         q, k, v = self.project(x, x)
         q, k = (rotate(part, angles).astype(v.dtype) for part in (q, k))
-        attention = locally(attention, lead=x.ndim - 3)
-        seen = checkpoint_name(attention(q, k, v), "attention_out")  # a name for the remat policies
+        seen = locally(attention, lead=x.ndim - 3)(q, k, v)
         return self.out(rearrange(seen, "... h e -> ... (h e)"))
 
 
 class CrossAttention(SelfAttention):
     """Tokens look at the text; padded text positions take part, as Wan was trained."""
 
-    def __call__(self, x: Float[Array, "*lead f s d"], text: Float[Array, "*lead l d"]) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "*lead f s d"], text: Float[Array, "*lead l d"], attention: Callable
+    ) -> jax.Array:
         frames = x.shape[-3]
         q, k, v = self.project(rearrange(x, "... f s d -> ... (f s) d"), text)
-        seen = locally(attend, lead=x.ndim - 3)(q.astype(v.dtype), k.astype(v.dtype), v)
+        seen = locally(attention, lead=x.ndim - 3)(q.astype(v.dtype), k.astype(v.dtype), v)
         out = self.out(rearrange(seen, "... h e -> ... (h e)"))
         return rearrange(out, "... (f s) d -> ... f s d", f=frames)
 
@@ -129,7 +129,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One transformer block over clips `[..., f, s, d]`; `attention` decides which tokens see each other."""
+    """One transformer block over clips `[..., f, s, d]`; `attention` decides which tokens see each other, `cross` the text."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, *, text: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         # Wan's table is small noise; its two gates start at 1 here, so that a fresh block already passes what it computes.
@@ -150,11 +150,12 @@ class Block(nnx.Module):
         angles: Float[Array, "f s e/2"],
         text: Float[Array, "*lead l d"] | None = None,
         attention: Callable = clip_attention,
+        cross: Callable = cross_attention,
     ) -> Float[Array, "*lead f s d"]:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rearrange(
             six + self.modulation[...], "... six d -> six ... d"
         )
         x = x + gate_1[..., None, :] * self.attention(modulate(x, shift_1, scale_1), angles, attention)
         if text is not None:
-            x = x + self.cross_attention(self.cross_norm(x), text)
+            x = x + self.cross_attention(self.cross_norm(x), text, cross)
         return x + gate_2[..., None, :] * self.mlp(modulate(x, shift_2, scale_2))

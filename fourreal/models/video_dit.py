@@ -15,6 +15,7 @@ Much of a grid stands still, and at low noise x is nearly the answer: a narrow m
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -28,7 +29,9 @@ from jaxtyping import Array, Bool, Float
 from fourreal import grid as axes
 from fourreal.grid import CONTEXTS
 from fourreal.models import layers
+from fourreal.models.attention import CROSS_NAME, SELF_NAME, clip_attention, cross_attention
 from fourreal.models.cameras import RAY, Cameras, plucker_rays
+from fourreal.models.kernels import XLA, Kernel
 from fourreal.parallel.activations import check_heads, place
 
 Prediction = Literal["x0", "u"]
@@ -37,9 +40,11 @@ Remat = Literal["none", "matmuls", "attention_out", "full"]
 MOST = 2**20  # of anything that is counted: far above what fits a device
 REMAT_POLICIES = {
     "none": None,
-    "matmuls": jax.checkpoint_policies.dots_saveable,
+    "matmuls": jax.checkpoint_policies.save_from_both_policies(  # a flash kernel is no matmul to jax
+        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(SELF_NAME, CROSS_NAME)
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention_out": jax.checkpoint_policies.save_only_these_names("attention_out"),
+    "attention_out": jax.checkpoint_policies.save_only_these_names(SELF_NAME),
 }
 
 
@@ -91,6 +96,11 @@ class VideoDiTConfig:
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} '{getattr(self, name)}': expected one of {', '.join(get_args(choices))}")
 
+    @property
+    def head_size(self) -> int:
+        """Numbers of an attention head."""
+        return self.width // self.heads
+
 
 class Head(nnx.Module):
     """Modulated layer norm and a linear map from tokens to patches (p, p, c) and, in an x0-model, to copy gates (p, p, n).
@@ -117,8 +127,9 @@ class Head(nnx.Module):
 class VideoDiT(nnx.Module):
     """The base model on clips. `VideoDiT(config, rngs=nnx.Rngs(0))(clip, sigma)`."""
 
-    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs, kernel: Kernel = XLA):
         self.config = config
+        self.kernel = kernel  # of attention; `resolve_kernel` gives the devices' own
         dtype, width = jnp.dtype(config.dtype), config.width
         small = nnx.initializers.normal(0.02)
         patch_size = config.patch[1] * config.patch[2] * config.channels
@@ -184,7 +195,7 @@ class VideoDiT(nnx.Module):
         six = self.add_context(six, context)
 
         def layer(x: jax.Array, block: layers.Block) -> tuple[jax.Array, None]:
-            return place(block(x, six, angles, text), 1), None
+            return place(self.run_block(block, x, six, angles, text), 1), None
 
         x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
         return self.decode(self.head(x, temb), clip, hints)
@@ -247,8 +258,15 @@ class VideoDiT(nnx.Module):
 
     def angles(self, positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Rotary angles `[f, s, e/2]` for frames at `positions` of `size` (height, width) pixels."""
-        patch, head_size = self.config.patch[1], self.config.width // self.config.heads
-        return layers.rotary_angles(positions, size[0] // patch, size[1] // patch, head_size)
+        patch = self.config.patch[1]
+        return layers.rotary_angles(positions, size[0] // patch, size[1] // patch, self.config.head_size)
+
+    def run_block(
+        self, block: layers.Block, x, six, angles, text, attention: Callable = clip_attention
+    ) -> Float[Array, "*lead f s d"]:
+        """A block with the model's attention kernel."""
+        attention, cross = (functools.partial(of, kernel=self.kernel) for of in (attention, cross_attention))
+        return block(x, six, angles, text, attention, cross)
 
     def rematerialize(self, layer: Callable) -> Callable:
         """`layer`, the body of a scan, under the config's rematerialization policy."""

@@ -18,6 +18,7 @@ from fourreal.grid import to_uint8, to_unit
 from fourreal.models.build import Params, make_forward, split_model
 from fourreal.models.cameras import Cameras, check_cameras
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
+from fourreal.models.kernels import AttentionConfig, resolve_kernel
 from fourreal.models.weights import fit_weights, read_weights, weights_hash
 
 
@@ -26,7 +27,9 @@ class GridPipeline:
 
     def __init__(self, spec: ModelSpec, params: Params, weights_hash: str = ""):
         self.config, self.params, self.weights_hash = spec, params, weights_hash
-        graph, _ = split_model(spec.model, spec.grid)
+        platform = jax.devices()[0].platform
+        kernel = resolve_kernel(AttentionConfig(), platform, spec.model.head_size, spec.model.dtype)
+        graph, _ = split_model(spec.model, spec.grid, kernel)
         self._forward = make_forward(graph)
         self._sample = jax.jit(self._sample_unjitted, static_argnames=("steps", "guidance", "method"))
 

@@ -34,6 +34,7 @@ from fourreal.config import TrainConfig
 from fourreal.data.pipeline import grid_batches
 from fourreal.models.build import make_forward, split_model
 from fourreal.models.checkpoints import RUN_WEIGHTS, ModelSpec
+from fourreal.models.kernels import resolve_kernel
 from fourreal.models.weights import CONFIG, read_config, save_weights
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import describe, make_mesh
@@ -47,7 +48,7 @@ from fourreal.training.state import State, fresh_state, join_params
 from fourreal.training.step import CAMERAS, make_train_step
 from fourreal.training.validation import make_validation
 
-# What a resumed run may change; everything else decides what the steps compute.
+# What a resumed run may change, also everything below a name; the rest decides what the steps compute.
 FREE = (
     "name",
     "steps",
@@ -59,10 +60,8 @@ FREE = (
     "data.threads",
     "data.prefetch",
     "model.remat",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.grid",
-    "mesh.tensor",
+    "mesh",
+    "attention",
 )
 INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
 
@@ -150,7 +149,9 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
     batch = next(batches)
     size = batch["frames"].shape[-2]
     spec = ModelSpec(config.model, grid, config.data.views, config.data.times, size, config.sigma.shift)
-    graph, shapes = split_model(spec.model, spec.grid)
+    mesh = jax.sharding.get_mesh()
+    kernel = resolve_kernel(config.attention, mesh.devices.flat[0].platform, config.model.head_size, config.model.dtype)
+    graph, shapes = split_model(spec.model, spec.grid, kernel)
     layout.check_widths(config.model)
     forward = make_forward(graph)
     validate = make_validation(forward, config)
@@ -163,7 +164,7 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
         state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
         del params
     steps = CompiledSteps(make_train_step(forward, config), config, part)
-    print(f"{config.name}: {origin}; mesh {describe(jax.sharding.get_mesh().shape)}")
+    print(f"{config.name}: {origin}; mesh {describe(mesh.shape)}; {kernel}")
     print(describe_cost(steps, state, batch))
     make_folder(config, folder, start.overwrite, None if done else init_from)
     checkpoints = checkpoints or Checkpoints(folder)
@@ -273,7 +274,9 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"there is no run in {folder} to resume: leave --resume out")
         stored = to_json(from_json(TrainConfig, read_config(folder)))  # with the settings that are newer than the run
-        changed = {name: pair for name, pair in differences(stored, to_json(config)).items() if name not in FREE}
+        changed = {
+            name: pair for name, pair in differences(stored, to_json(config)).items() if not name.startswith(FREE)
+        }
         if changed:
             name, (there, here) = next(iter(changed.items()))
             raise ValueError(

@@ -58,7 +58,7 @@ def fixed(fusion: str, init: str, view: np.ndarray, time: np.ndarray) -> tuple[n
 def test_sync_layer_is_its_formula_at_every_token(fusion, init):
     y_v, y_t, shift_scale = streams()
     module = layer(fusion, init, random=True)
-    x_v, x_t = jax.jit(lambda *a: module(*a))(y_v, y_t, shift_scale)
+    x_v, x_t = jax.jit(lambda *a: module(*a))(y_v, y_t, shift_scale.swapaxes(1, 2), shift_scale)
     for b, v, t, s in np.ndindex(2, VIEWS, TIMES, TOKENS):
         view, time = y_v[b, t, v, s], y_t[b, v, t, s]
         mix_v, mix_t = fixed(fusion, init, view, time)
@@ -72,7 +72,9 @@ def test_sync_layer_is_its_formula_at_every_token(fusion, init):
 @pytest.mark.parametrize(("fusion", "init"), MIXES)
 def test_fresh_sync_layer_is_its_fixed_mix_even_around_bf16_matmuls(fusion, init):
     y_v, y_t, shift_scale = streams()
-    x_v, x_t = layer(fusion, init, random=False, dtype=jnp.bfloat16)(*map(jnp.asarray, (y_v, y_t, shift_scale)))
+    x_v, x_t = layer(fusion, init, random=False, dtype=jnp.bfloat16)(
+        *map(jnp.asarray, (y_v, y_t, shift_scale.swapaxes(1, 2), shift_scale))
+    )
     mix_v, mix_t = fixed(fusion, init, np.swapaxes(y_v, 1, 2), y_t)
     # one rounding of fp32: a stream through bf16 would be off by 4e-3
     np.testing.assert_allclose(np.swapaxes(x_v, 1, 2), mix_v, atol=3e-7)

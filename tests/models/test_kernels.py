@@ -1,0 +1,169 @@
+"""The kernels against a dense softmax and its gradient, and which of them a platform gets.
+
+Splash attention runs here in Pallas's interpreter. cuDNN needs a GPU; without one its program is compared with that of jax's
+own gradient. A GPU's matmuls are bf16 here: two numbers of 8 bits, summed in fp32.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fourreal.models import kernels
+from fourreal.models.kernels import XLA, AttentionConfig, Kernel, SplashBlocks, fit_block, resolve_kernel
+
+SPLASH = Kernel("splash", SplashBlocks(128, 128, 128, 128, 128), interpret=True)
+CUDNN = Kernel("cudnn")
+GPU = pytest.mark.skipif(jax.default_backend() != "gpu", reason="cudnn needs a GPU")
+HEADS = 2
+
+
+def dense(q, k, v):
+    """(softmax(q k^T / sqrt(e)) v, log-sum-exp) in one piece."""
+    logits = jnp.einsum("bqhe,bkhe->bhqk", q, k) / q.shape[-1] ** 0.5
+    return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(logits), v), jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def inputs(queries: int, keys: int, size: int, dtype=jnp.float32) -> list[jax.Array]:
+    """q, k, v and the gradient of the output, for a batch of 2."""
+    rng = np.random.default_rng(0)
+    shapes = [(2, length, HEADS, size) for length in (queries, keys, keys, queries)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def check(kernel: Kernel, arrays: list[jax.Array], atol: float) -> None:
+    """Values, log-sum-exp and gradients of a kernel equal those of the dense formula in fp32."""
+    q, k, v, do = arrays
+    (out, lse), dense_vjp = jax.vjp(dense, *(x.astype(jnp.float32) for x in (q, k, v)))
+    found_out, found_lse = kernels.forward(q, k, v, kernel)
+    np.testing.assert_allclose(found_out.astype(jnp.float32), out, atol=atol)
+    np.testing.assert_allclose(found_lse, jnp.swapaxes(lse, 1, 2), atol=atol)
+    wanted = dense_vjp((do.astype(jnp.float32), jnp.zeros_like(lse)))
+    for name, found, want in zip(
+        "qkv", kernels.backward(q, k, v, found_out, found_lse, do, kernel), wanted, strict=True
+    ):
+        np.testing.assert_allclose(found.astype(jnp.float32), want, atol=atol, err_msg=f"gradient of {name}")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "queries", "keys"),
+    [
+        pytest.param(XLA, 300, 70, id="xla"),
+        pytest.param(SPLASH, 128, 128, id="splash-whole-block"),
+        pytest.param(SPLASH, 130, 200, id="splash-filled-blocks"),
+        pytest.param(SPLASH, 100, 70, id="splash-one-filled-block"),
+    ],
+)
+def test_kernel_is_a_dense_softmax_in_values_and_gradients(kernel, queries, keys):
+    check(kernel, inputs(queries, keys, size=16), atol=5e-6)  # values and gradients up to 3, sums of 300
+
+
+@GPU
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize(("queries", "keys"), [(128, 128), (576, 576), (1000, 1000), (300, 77)])
+def test_cudnn_is_a_dense_softmax_in_values_and_gradients(queries, keys, size):
+    check(CUDNN, inputs(queries, keys, size, jnp.bfloat16), atol=3e-2)
+
+
+def cudnn_calls(function, *arrays, monkeypatch) -> list[str]:
+    """The calls of cuDNN in a function's program for CUDA, with their settings; arguments' names left out."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    return [re.sub(r"%[\w#]+", "%", line.strip()) for line in text.splitlines() if "__cudnn$" in line]
+
+
+def test_cudnn_makes_the_calls_of_jaxs_own_gradient(monkeypatch):
+    def by_jax(q, k, v, do):
+        function = lambda *x: jax.nn.dot_product_attention(*x, implementation="cudnn")  # noqa: E731
+        out, vjp = jax.vjp(function, q, k, v)
+        return out, vjp(do)
+
+    def by_us(q, k, v, do):
+        out, lse = kernels.forward(q, k, v, CUDNN)
+        return out, kernels.backward(q, k, v, out, lse, do, CUDNN)
+
+    arrays = inputs(300, 78, 64, jnp.bfloat16)
+    expected = cudnn_calls(by_jax, *arrays, monkeypatch=monkeypatch)
+    assert len(expected) == 2
+    assert cudnn_calls(by_us, *arrays, monkeypatch=monkeypatch) == expected
+
+
+@pytest.mark.parametrize("length", [1, 60, 128, 576, 577, 1000, 2880, 4608, 5000, 36864])
+@pytest.mark.parametrize("most", [128, 768, 1024, 1536])
+def test_block_divides_the_filled_up_length_and_wastes_little(length, most):
+    block, filled = fit_block(length, most)
+    assert block % 128 == 0 and block <= most
+    assert filled % block == 0 and filled >= length
+    assert filled - length < max(128, 0.12 * length)
+
+
+@pytest.mark.parametrize("most", [768, 1024, 1536])
+def test_paper_sequences_of_4608_tokens_are_not_filled_up(most):
+    assert fit_block(4608, most) == (768 if most < 1536 else 1536, 4608)
+
+
+@pytest.mark.parametrize(
+    ("platform", "head_size", "dtype", "expected"),
+    [
+        ("cpu", 64, "float32", "attention: xla"),
+        ("cpu", 64, "bfloat16", "attention: xla"),
+        ("tpu", 64, "bfloat16", "attention: splash"),
+        ("tpu", 128, "float32", "attention: splash"),
+        ("gpu", 128, "bfloat16", "attention: cudnn"),
+        ("gpu", 64, "float32", "attention: xla (cudnn needs bfloat16 or float16 and the model's dtype is float32)"),
+        (
+            "gpu",
+            132,
+            "bfloat16",
+            "attention: xla (cudnn needs a head size that is a multiple of 8 up to 128 and it is 132)",
+        ),
+        (
+            "gpu",
+            20,
+            "float16",
+            "attention: xla (cudnn needs a head size that is a multiple of 8 up to 128 and it is 20)",
+        ),
+    ],
+)
+def test_auto_takes_the_platforms_own_kernel_and_says_why_where_it_cannot(platform, head_size, dtype, expected):
+    assert str(resolve_kernel(AttentionConfig(), platform, head_size, dtype)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "platform", "head_size", "dtype", "words"),
+    [
+        ("splash", "gpu", 64, "bfloat16", "needs a TPU and the devices are gpu"),
+        ("splash", "tpu", 64, "float16", "needs bfloat16 or float32"),
+        ("cudnn", "cpu", 64, "bfloat16", "needs a GPU and the devices are cpu"),
+        ("cudnn", "gpu", 64, "float32", "needs bfloat16 or float16"),
+        ("cudnn", "gpu", 256, "bfloat16", "multiple of 8 up to 128"),
+    ],
+)
+def test_a_named_kernel_that_the_devices_lack_is_one_clear_line(kernel, platform, head_size, dtype, words):
+    with pytest.raises(
+        ValueError, match=rf"attention.kernel is '{kernel}', but .*{words}.*: choose auto or xla"
+    ) as error:
+        resolve_kernel(AttentionConfig(kernel), platform, head_size, dtype)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "cudnn", "splash"])
+def test_a_named_kernel_is_taken_with_the_configs_blocks(kernel):
+    platform = {"xla": "tpu", "cudnn": "gpu", "splash": "tpu"}[kernel]
+    config = AttentionConfig(kernel, SplashBlocks(q=256))
+    assert resolve_kernel(config, platform, 64, "bfloat16") == Kernel(kernel, SplashBlocks(q=256))
+
+
+@pytest.mark.parametrize("q", [0, 64, 200])
+def test_blocks_are_multiples_of_a_tpus_lanes(q):
+    with pytest.raises(ValueError, match=f"blocks.q is {q}: give a multiple of 128"):
+        SplashBlocks(q=q)
+
+
+def test_an_unknown_kernel_is_refused_by_name():
+    with pytest.raises(ValueError, match="kernel 'flash': expected one of auto, xla, cudnn, splash"):
+        AttentionConfig("flash")

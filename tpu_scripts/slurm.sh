@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Trains on GPUs under SLURM, one process a GPU. From the repository, with every setting of sbatch before the script:
+#
+#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 tpu_scripts/slurm.sh CONFIG RUN_FOLDER [OPTIONS OF train.py]
+#
+# The run's folder and the data must be on a disk that all nodes share. JAX finds the other processes from SLURM's variables.
+# Ten minutes before the time limit, and where the cluster warns before it preempts, train.py gets a SIGTERM, saves and
+# ends; the job then queues itself again and goes on with --resume. So it does after a node failed. A job that failed by
+# itself does not come back, nor one that came back MAX_RESTARTS times.
+#
+#SBATCH --job-name=fourreal
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+
+MAX_RESTARTS=20
+python=${PYTHON:-.venv/bin/python}
+
+fail() {
+  printf 'slurm.sh: error: %s\n' "$*" >&2
+  exit 2
+}
+
+case ${1:-} in
+  -h | --help) sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//p;}' "$0"; exit ;;
+esac
+[ -n "${SLURM_JOB_ID:-}" ] || fail 'this is for sbatch: sbatch tpu_scripts/slurm.sh CONFIG RUN_FOLDER'
+[ $# -ge 2 ] || fail 'expected CONFIG and RUN_FOLDER: sbatch tpu_scripts/slurm.sh configs/tiny.py runs/tiny'
+cd "$SLURM_SUBMIT_DIR" # the script itself is a copy elsewhere
+[ -f train.py ] || fail "there is no train.py in $SLURM_SUBMIT_DIR: run sbatch from the repository"
+[ -x "$python" ] || fail "there is no $python: run make setup, or name another with PYTHON=..."
+config=$1 folder=$2
+shift 2
+[ -f "$config" ] || fail "there is no config $config in $SLURM_SUBMIT_DIR"
+
+words=("$python" train.py "$config" --out "$folder" "$@")
+[ ! -e "$folder/config.json" ] || words+=(--resume)
+log=$folder.$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.log
+mkdir -p "$(dirname "$folder")"
+printf 'the log: %s\n' "$log"
+
+trap : TERM # train.py gets its own; this shell stays to queue the job again
+code=0
+srun --kill-on-bad-exit=1 --output="$log" "${words[@]}" || code=$?
+if [ "$code" = 0 ] && grep -q 'go on with --resume' "$log"; then
+  if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
+    fail "$folder is saved, but the job came back $MAX_RESTARTS times already: submit it again to go on"
+  fi
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

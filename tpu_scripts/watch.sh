@@ -1,0 +1,167 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # the settings and the steps come from the file that sources this one
+# The supervisor: looks every POLL_SECONDS, and does the one thing that the state of things asks for.
+#
+#   nothing there          create it
+#   in the queue           wait; the service ends the request after WAIT
+#   ready, not installed   install, launch
+#   training runs          wait
+#   training finished      end with 0
+#   it stopped or died     launch again            } together at most MAX_RESTARTS times
+#   preempted, slice gone  delete, and so from the top }
+#   train.py refused, or failed twice alike; the request failed; the same trouble at PATIENCE looks in a row, or
+#   INSTALLS failed installations: end with 1
+
+PATIENCE=10
+INSTALLS=3
+# What train.py says of itself: bad input or a failed write, Ctrl-C, a loss that is not finite. (Python gives 1 to every
+# exception, so also to those that come of another host's death.)
+UNMENDABLE='failed (2|130):|failed 1: .*fourreal train: error:'
+
+# What every machine's training does, a line each; none where nothing is installed.
+ask_training() {
+  local answer
+  answer=$(on_all 300 "test ! -e ~/fourreal/code || $WORKER status") || return 1
+  if [ "$dry_run" = yes ]; then say "$answer"; else grep -o 'fourreal-worker [^:]*: .*' <<<"$answer" || true; fi
+}
+
+# Why the request failed.
+refusal() {
+  call 120 compute tpus queued-resources describe "$NAME" --project="$PROJECT" --zone="$ZONE" --format='value(state.failedData.error.message)'
+}
+
+# One word for what there is to do something about, and the evidence.
+observe() {
+  local state condition training
+  state=$(queued_state) || return 1
+  case $state in
+    NONE) say 'absent' ;;
+    CREATING | ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING) say "queued: $NAME is $state" ;;
+    SUSPENDED) say "lost: $NAME is SUSPENDED, it was preempted" ;;
+    FAILED) say "refused: $NAME is FAILED: $(refusal)" ;;
+    ACTIVE)
+      condition=$(slices) || return 1
+      case $condition in
+        ready)
+          training=$(ask_training) || return 1
+          judge "$training" ;;
+        coming*) say "unsettled: ${condition#*: }" ;;
+        *) say "lost: ${condition#*: }" ;;
+      esac ;;
+    *) say "unsettled: $NAME is $state" ;;
+  esac
+}
+
+# The lines of all machines, as one.
+judge() {
+  local lines=$1 line running others
+  if line=$(grep -m 1 -E ": ($UNMENDABLE)" <<<"$lines"); then
+    say "gave up: ${line#fourreal-worker }"
+    return
+  fi
+  running=$(grep -c ': running$' <<<"$lines") || true
+  others=$(grep -c -v -E ': running$|^$' <<<"$lines") || true
+  if [ "$running" -gt 0 ]; then
+    if [ "$others" = 0 ]; then say "running: on $running machines"; else say "torn: on $running machines, not on $others"; fi
+  elif [ "$others" = 0 ] || grep -q ': nothing$' <<<"$lines"; then
+    say 'bare: nothing is installed'
+  elif [ "$(grep -c ': finished$' <<<"$lines")" = "$others" ]; then
+    say 'finished'
+  else
+    line=$(grep -m 1 -v ': finished$' <<<"$lines")
+    say "interrupted: ${line#fourreal-worker }"
+  fi
+}
+
+watch() {
+  local then_delete=no outcome=0
+  case "$*" in
+    '') ;;
+    --then-delete) then_delete=yes ;;
+    *) refuse 'watch takes --then-delete and nothing else' ;;
+  esac
+  if [ "$dry_run" = yes ]; then
+    plan_watch "$then_delete"
+    return
+  fi
+  check_project
+  (supervise) || outcome=$?
+  if [ "$then_delete" = yes ]; then
+    delete
+  elif [ "$outcome" = 0 ]; then
+    say "$NAME costs money until tpu.sh delete"
+  else
+    say "$NAME, if it is there, costs money until tpu.sh delete" >&2
+  fi
+  return "$outcome"
+}
+
+supervise() {
+  local restarts=0 troubles=0 installs=0 uploaded=no mine=yes before='' failure='' seen
+  while :; do
+    seen=$(observe) || seen='unknown'
+    [ "$seen" = "$before" ] || say "$(date '+%F %T') $seen"
+    case $seen in
+      unknown | unsettled* | torn*)
+        troubles=$((troubles + 1))
+        if [ "$troubles" -ge "$PATIENCE" ]; then
+          case $seen in
+            torn*) on_all "$COMMAND_TIMEOUT" "$WORKER stop" || fail 'it could not be stopped either: tpu.sh delete, then watch again' ;;
+            *) fail "no change at $PATIENCE looks in a row (${seen#*: }): see tpu.sh status; what trains goes on" ;;
+          esac
+        fi ;;
+      running* | queued*) troubles=0 installs=0 ;;
+    esac
+    case $seen in
+      absent)
+        [ "$mine" = yes ] || fail "$NAME was deleted, and not by this watch: run it again to start anew"
+        request || fail 'so it cannot be created'
+        mine=no ;;
+      queued* | running*) mine=no ;;
+      bare*)
+        mine=no
+        if [ "$uploaded" = no ]; then
+          upload || exit 1
+          uploaded=yes
+        fi
+        installs=$((installs + 1))
+        { install_on_all && launch_on_all; } || [ "$installs" -lt "$INSTALLS" ] || fail "installing failed $installs times" ;;
+      interrupted*)
+        # "interrupted: HOST: WHY": a WHY that comes back at once is no accident.
+        [[ $seen != *': failed '* || ${seen#*: *: } != "$failure" ]] || fail "${seen#*: }, twice in a row; a restart does not mend that"
+        failure=${seen#*: *: }
+        count_restart "$seen"
+        launch_on_all || say 'it will be tried again' ;;
+      lost*)
+        failure=
+        count_restart "$seen"
+        delete && mine=yes ;;
+      refused* | 'gave up'*) fail "${seen#*: }; a restart does not mend that" ;;
+      finished) say "runs/$RUN is finished"; return ;;
+    esac
+    before=$seen
+    sleep "$POLL_SECONDS"
+  done
+}
+
+# Counts in the caller's `restarts`.
+count_restart() {
+  [ "$restarts" -lt "$MAX_RESTARTS" ] || fail "${1#*: }, after $restarts restarts: MAX_RESTARTS allows no more"
+  restarts=$((restarts + 1))
+  say "restart $restarts of at most $MAX_RESTARTS"
+}
+
+# What a dry run shows of it.
+plan_watch() {
+  say '# at the start, and again after every preemption; the upload only once'
+  request
+  upload
+  install_on_all
+  launch_on_all
+  say "# every $POLL_SECONDS s"
+  queued_state
+  call 120 compute tpus tpu-vm list --project="$PROJECT" --zone="$ZONE" --format='value(name.basename(),state)'
+  ask_training
+  say "# after a preemption$([ "$1" = no ] || printf ', and at the end')"
+  delete
+}
