@@ -34,6 +34,7 @@ from fourreal.models.attention import CROSS_NAME, SELF_NAME, clip_attention, cro
 from fourreal.models.cameras import RAY, Cameras, plucker_rays
 from fourreal.models.kernels import XLA, Kernel
 from fourreal.parallel.activations import check_heads, place
+from fourreal.parallel.layout import gather_layer
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
@@ -203,10 +204,11 @@ class VideoDiT(nnx.Module):
         text = self.embed_text(text)
         six = self.add_context(six, context)
 
-        def layer(x: jax.Array, block: layers.Block) -> tuple[jax.Array, None]:
+        def layer(x: jax.Array, parameters: tuple[layers.Block]) -> tuple[jax.Array, None]:
+            (block,) = parameters
             return place(self.run_block(block, x, six, angles, text), 1), None
 
-        x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
+        x, _ = jax.lax.scan(self.prepare(layer), x, (self.blocks,))
         return self.decode(self.head(x, temb), clip, hints)
 
     def embed(self, frames: jax.Array, given: jax.Array, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
@@ -277,16 +279,16 @@ class VideoDiT(nnx.Module):
         attention, cross = (functools.partial(of, kernel=self.kernel) for of in (attention, cross_attention))
         return block(x, six, angles, text, attention, cross)
 
-    def rematerialize(self, layer: Callable) -> Callable:
-        """`layer`, the body of a scan, under the config's rematerialization policy."""
+    def prepare(self, layer: Callable) -> Callable:
+        """`layer(x, parameters)` as the body of a scan over parameters, gathered and under the rematerialization policy."""
         policy = REMAT_POLICIES[self.config.remat]
-        if self.config.remat == "offload":
-            unnamed = layer
 
-            def layer(x, parameters):
-                return unnamed(jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x), parameters)
+        def body(x, parameters):
+            if self.config.remat == "offload":
+                x = jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x)
+            return layer(x, gather_layer(parameters, jnp.dtype(self.config.dtype)))
 
-        return layer if policy is None else jax.checkpoint(layer, policy=policy)
+        return body if policy is None else jax.checkpoint(body, policy=policy)
 
 
 class TimeEmbed(nnx.Module):
