@@ -36,7 +36,6 @@ CONFIG = TrainConfig(
 TOKENS = (
     4 // 4 * 4 // 2 * 4 * (16 * 32) * WIDTH * 4
 )  # bytes of a stream on one of 8 devices: examples, views, times, cells
-LARGEST = 2 * WIDTH * 2 * WIDTH * 2  # bytes of a layer's largest parameter, the sync's kernel, in bf16
 MIB = 2**20
 
 
@@ -46,21 +45,18 @@ def compiled(topology: str, slices: int = 1, **changes) -> dict:
 
 @pytest.mark.parametrize(
     ("topology", "slices", "ceiling"),
-    [("v5e:2x4", 1, 100 * MIB), ("v6e:2x4", 1, 100 * MIB), ("v5p:2x2x2", 1, 100 * MIB), ("v5e:2x2", 2, 100 * MIB)],
+    [("v5e:2x4", 1, 32 * MIB), ("v6e:2x4", 1, 42 * MIB), ("v5p:2x2x2", 1, 96 * MIB), ("v5e:2x2", 2, 35 * MIB)],
 )
 def test_step_moves_tokens_by_six_all_to_alls_a_layer_and_by_nothing_else(topology, slices, ceiling):
-    """And by four more: the view stream's start and its readout, forward and backward."""
+    """And two more: the view stream's start, forward and backward; its readout moves patches, which are smaller."""
     answer = compiled(topology, slices)
     assert answer["kernel"] == "attention: splash"
     counts = collections.Counter()
     for each in answer["collectives"]:
-        print(each["kind"], each["payload"], each["count"], each["between_slices"])
-    for each in answer["collectives"]:
-        large = each["payload"] >= TOKENS // 2
+        large = each["payload"] >= TOKENS
         counts[each["kind"], "tokens" if large else "others"] += each["count"]
         if each["between_slices"]:
             assert each["kind"] == "all-reduce", each  # of the gradients
-    print(counts, answer["memory"])
     assert {kind for (kind, what), _ in counts.items() if what == "tokens"} == {"all-to-all"}
     assert counts["all-to-all", "tokens"] == 6 * DEPTH + 2
-    assert answer["memory"]["total"] < ceiling
+    assert answer["memory"]["total"] < ceiling  # a tenth above what it was
