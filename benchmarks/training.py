@@ -16,6 +16,7 @@ import numpy as np
 from fourreal.config import load_config
 from fourreal.models.build import fresh_params, make_forward, split_model
 from fourreal.models.checkpoints import ModelSpec
+from fourreal.models.kernels import resolve_kernel
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.state import fresh_state
@@ -39,20 +40,24 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="grids a step; none: the config's")
     options = parser.parse_args()
 
     config = load_config(options.config)
+    batch_size = options.batch or config.data.batch_size
     spec = ModelSpec(config.model, config.grid, config.data.views, config.data.times, options.size)
     shape = (config.data.views, config.data.times, options.size, options.size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     given = np.zeros(shape[:2], bool)
     given[0], given[:, 0] = True, True
     batch = {
-        "frames": np.broadcast_to(frames, (config.data.batch_size, *shape)),
-        "given": np.broadcast_to(given, (config.data.batch_size, *given.shape)),
+        "frames": np.broadcast_to(frames, (batch_size, *shape)),
+        "given": np.broadcast_to(given, (batch_size, *given.shape)),
     }
     params = fresh_params(spec.model, spec.grid, 0)
-    graph, _ = split_model(spec.model, spec.grid)
+    device = jax.devices()[0]
+    kernel = resolve_kernel(config.attention, device.platform, config.model.head_size, config.model.dtype)
+    graph, _ = split_model(spec.model, spec.grid, kernel)
     step = make_train_step(make_forward(graph), config)
     state = fresh_state(params, config)
     flops = matmul_flops(step, state, batch)
@@ -68,14 +73,15 @@ def main() -> None:
     sample_s = seconds(lambda: pipe(frames, given, steps=options.steps), options.repeats)
     report = {
         "config": options.config,
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
+        "kernel": str(kernel),
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "jax": jax.__version__,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "batch": config.data.batch_size,
+        "batch": batch_size,
         "train_step_s": round(train_s, 3),
-        "train_grids_per_s": round(config.data.batch_size / train_s, 3),
+        "train_grids_per_s": round(batch_size / train_s, 3),
         "train_gflop": round(flops / 1e9, 1),
         "train_gflop_per_s": round(flops / 1e9 / train_s, 1),
         "train_mib": compiled_bytes(compiled)["total"] >> 20,

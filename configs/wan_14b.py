@@ -16,5 +16,5 @@ CONFIG = dataclasses.replace(
     name="wan_14b",
     model=dataclasses.replace(WAN_1B.model, width=5120, depth=40, heads=40, mlp_width=13824),
     data=dataclasses.replace(WAN_1B.data, batch_size=64),
-    mesh=MeshConfig(fsdp=64, grid=4),
+    mesh=MeshConfig(data=4, fsdp=16, grid=4),
 )
