@@ -18,6 +18,7 @@ import errno
 import json
 import math
 import os
+import select
 import socket
 import sys
 import threading
@@ -208,6 +209,9 @@ class Peers:
         _exit(code)
 
 
+ALONE = Peers()
+
+
 class Link:
     """One connection, with messages of one line of JSON each way."""
 
@@ -239,9 +243,8 @@ class Link:
     def closed(self) -> bool:
         """Whether the other side is gone."""
         try:
-            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
+            readable, _, _ = select.select([self._connection], [], [], 0)
+            return bool(readable) and self._connection.recv(1, socket.MSG_PEEK) == b""
         except OSError:
             return True
 
@@ -367,7 +370,9 @@ def accept(server: socket.socket, place: Place, joined: dict[int, tuple[Link, st
             continue  # somebody else who tries ports
         index, host = message["index"], message["host"]
         if message["count"] != place.count:
-            text = f"process {index} on {host} was started as one of {message['count']}, process 0 as one of {place.count}"
+            text = (
+                f"process {index} on {host} was started as one of {message['count']}, process 0 as one of {place.count}"
+            )
             joined[place.count] = link, host  # to be told
             raise ValueError(f"{text}: start the same command on all hosts")
         if index in joined and not joined[index][0].closed:
