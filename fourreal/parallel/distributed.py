@@ -190,13 +190,16 @@ class Peers:
                 with self._changed:
                     self._answers[message["key"]] = message["answer"]
                     self._changed.notify_all()
-        if not self._leaving.is_set() and not self._failed.is_set():
+        if not self._leaving.is_set():
             self._fail(f"{self.name(who)} ended without a word: see its log; start all again with --resume", LOST)
 
     def _fail(self, line: str, code: int) -> None:
         """Tells the others what has come, and ends this process unless it ends by itself."""
-        self._why = (line, code)
-        self._failed.set()
+        with self._changed:
+            if self._failed.is_set():  # of several that fail the first one counts
+                return
+            self._why = (line, code)
+            self._failed.set()
         if self.first:
             for link in self._links.values():
                 link.send("failed", line=line, code=code)

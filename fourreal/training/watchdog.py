@@ -35,7 +35,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, limit = self._now, self._seconds
-        while not self._closed.wait(max(0.01, seen[2] + limit - time.monotonic())):
+        while not self._closed.wait(max(0.01, min(seen[2] + limit - time.monotonic(), self._seconds / 4))):
             if self._now is not seen:
                 seen, limit = self._now, self._seconds
                 continue

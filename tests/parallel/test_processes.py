@@ -5,6 +5,7 @@ Compiling is nearly all of their time, so all share one cache of compiled progra
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,7 +42,7 @@ CONFIG = TrainConfig(
     steps={STEPS},
     eval_every=0,
     eval_grids=2,
-    save_every=3,
+    save_every=6,
     log_every=1,
 )
 """
@@ -199,15 +200,14 @@ def assert_others_ended(run: Processes, killed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(config, tmp_path_factory) -> dict[int, Path]:
-    """Folders of runs that nobody stopped, by the number of processes."""
-    folders = {}
-    for count in (2, 4):
-        folders[count] = tmp_path_factory.mktemp("unbroken") / "run"
-        run = Processes(config, folders[count], count, 4 // count, *MIXED)
-        assert run.wait() == [0] * count, run.said(0)
-        assert "weights: " in run.said(0) and run.said(1).replace("[Gloo]", "").count("weights") == 0
-    return folders
+def unbroken(config, tmp_path_factory) -> Path:
+    """The folder of a run that nobody stopped, in two processes; four with as many devices compute the same bits."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run = Processes(config, folder, 2, 2, *MIXED)
+    assert run.wait() == [0, 0], run.said(0)
+    assert "weights: " in run.said(0)
+    assert not [line for line in run.said(1).splitlines() if not line.startswith("[Gloo]")]  # which XLA prints
+    return folder
 
 
 @pytest.mark.slow
@@ -218,12 +218,11 @@ def test_run_with_a_process_killed_in_a_step_and_in_a_save_is_the_run_never_kill
 
     # stopped in the middle of a step, where the others wait for it and say so, then killed
     run = Processes(config, folder, count, 4 // count, *MIXED, "--watchdog-minutes", "0.02")
-    run.wait_until(lambda: steps_of(folder)[-1] >= 5)
+    run.wait_until(lambda: steps_of(folder)[-1] % 6 == 2 and steps_of(folder)[-1] > 6)  # the next save is far
     run.processes[last].send_signal(signal.SIGSTOP)
-    run.wait_until(lambda: "no progress" in run.said(0))
-    step = steps_of(folder)[-1]
-    (line, *_) = [line for line in run.said(0).splitlines() if "no progress" in line and f"step {step + 1}," in line]
-    assert line.startswith(f"process 0 of {count} on {socket.gethostname()}: no progress for 0.0")
+    says = re.compile(rf"process 0 of {count} on {socket.gethostname()}: no progress for 0\.\d+ min; step (\d+), step")
+    run.wait_until(lambda: says.search(run.said(0)))
+    assert int(says.search(run.said(0))[1]) > 6
     run.processes[last].kill()
     assert_others_ended(run, last)
 
@@ -235,7 +234,7 @@ def test_run_with_a_process_killed_in_a_step_and_in_a_save_is_the_run_never_kill
 
     run = Processes(config, folder, count, 4 // count, *MIXED, "--resume")
     assert run.wait() == [0] * count, run.said(0)
-    assert_same_run(folder, unbroken[count])
+    assert_same_run(folder, unbroken)
 
 
 @pytest.mark.slow
@@ -258,14 +257,14 @@ def test_run_stopped_by_sigterm_to_one_process_goes_on_in_two_and_then_in_one(co
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
     run = Processes(config, folder, 2, 1, "--mesh.data", "2", "--resume")
-    run.wait_until(lambda: steps_of(folder)[-1] >= stopped + 3)
+    run.wait_until(lambda: steps_of(folder)[-1] >= stopped + 2)
     run.processes[0].send_signal(signal.SIGINT)
     assert run.wait() == [130, 0], run.said(0)
     again = steps_of(folder)[-1]
     assert stopped < again < STEPS
     run = Processes(config, folder, 1, 1, "--resume")
     assert run.wait() == [0], run.said(0)
-    found, wanted = losses_of(folder), losses_of(unbroken[4])
+    found, wanted = losses_of(folder), losses_of(unbroken)
     assert found.keys() == wanted.keys() == set(range(1, STEPS + 1))
     np.testing.assert_allclose([found[n] for n in wanted], list(wanted.values()), rtol=1e-6)
 
