@@ -20,10 +20,14 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets")
 
-from orbax.checkpoint import v1 as ocp
-
+from fourreal.config import TrainConfig
 from fourreal.data.builders.grids import write_grids
+from fourreal.models.build import fresh_params
+from fourreal.parallel import layout
 from fourreal.parallel.distributed import LOST
+from fourreal.serialize import from_json
+from fourreal.training.checkpoint import Checkpoints
+from fourreal.training.state import fresh_state
 
 ROOT = Path(__file__).parents[2]
 VIEWS, TIMES, SIZE = 2, 4, 4
@@ -165,9 +169,14 @@ def losses_of(folder: Path) -> dict[int, float]:
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def checkpoint_of(folder: Path, step: int) -> dict[str, np.ndarray]:
-    state = jax.tree_util.tree_leaves_with_path(ocp.load(folder / "checkpoints" / str(step)))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in state}
+def checkpoint_of(folder: Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint, flat by path."""
+    config = from_json(TrainConfig, json.loads((folder / "config.json").read_text()))
+    shapes = jax.eval_shape(lambda: fresh_state(fresh_params(config.model, config.grid, 0), config))
+    checkpoints = Checkpoints(folder)
+    state = checkpoints.restore(layout.placed_shapes(shapes))
+    checkpoints.close()
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def in_save(folder: Path) -> bool:
@@ -178,8 +187,9 @@ def in_save(folder: Path) -> bool:
 
 def assert_same_run(folder: Path, expected: Path) -> None:
     """Parameters, average, optimizer, written numbers and weights, bit for bit."""
-    found, wanted = checkpoint_of(folder, STEPS), checkpoint_of(expected, STEPS)
+    found, wanted = checkpoint_of(folder), checkpoint_of(expected)
     assert found.keys() == wanted.keys() and {path.split("'")[1] for path in found} == {"step", "params", "ema", "opt"}
+    assert found["['step']"] == STEPS
     for path, value in wanted.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
     for name in ("metrics.jsonl", "weights/model.safetensors"):
