@@ -293,8 +293,9 @@ def find_place(timeout: float) -> Place | None:
         return named_place(given)
     # JAX's detection asks the cloud's metadata server, so only where it is sure to be.
     from jax._src import cloud_tpu_init, clusters
+    from jax._src.clusters import cloud_tpu_cluster
 
-    asked = jax.config.jax_platforms
+    asked = wanted_platforms()
     pod = cloud_tpu_init.running_in_cloud_tpu_vm and (not asked or "tpu" in asked)
     if not pod and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) == 1:  # which srun alone sets
         return None
@@ -305,9 +306,14 @@ def find_place(timeout: float) -> Place | None:
     coordinator, count, index, local_devices = found
     if coordinator is None or count == 1:
         return None
-    names = pod_names(count, clusters.BaseTpuCluster._get_num_slices()) if pod else ()
+    names = pod_names(count, cloud_tpu_cluster.BaseTpuCluster._get_num_slices()) if pod else ()
     host, _, port = coordinator.rpartition(":")
     return Place(host, int(port), count, index, tuple(local_devices) if local_devices else None, names)
+
+
+def wanted_platforms() -> str:
+    """The platforms that the user or JAX has chosen, or nothing."""
+    return jax.config.jax_platforms or ""
 
 
 def pod_names(count: int, slices: int) -> tuple[str, ...]:

@@ -108,6 +108,28 @@ def test_slurm_step_of_several_tasks_is_found_and_one_of_one_task_is_alone(monke
     assert find_place(1) == Place("node003", 65535 - 2**12 + 1 + 7, 4, 3, local_devices=(1,))
 
 
+def test_worker_of_a_pod_is_found(monkeypatch):
+    from jax._src import cloud_tpu_init, clusters
+    from jax._src.clusters import cloud_tpu_cluster
+
+    for module in (cloud_tpu_init, cloud_tpu_cluster, clusters.cluster):
+        monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+    pod = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1", "TPU_SKIP_MDS_QUERY": "1"}
+    slices = {"MEGASCALE_COORDINATOR_ADDRESS": "localhost", "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}
+    for name, value in (pod | slices).items():
+        monkeypatch.setenv(name, value)
+    assert find_place(1) is None  # CPUs are asked for
+    monkeypatch.setattr(distributed, "wanted_platforms", lambda: "")
+    place = find_place(1)
+    assert (place.coordinator, place.count, place.index, place.local_devices) == ("localhost:8482", 4, 3, None)
+    assert place.name(3) == "3 (slice 1, worker 1)"
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("TPU_WORKER_ID", "0")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "1")
+    monkeypatch.setenv("MEGASCALE_SLICE_ID", "0")
+    assert find_place(1) is None  # one host
+
+
 def test_workers_of_pods_are_called_as_the_cloud_does():
     assert pod_names(2, 1) == ("worker 0", "worker 1")
     assert pod_names(4, 2) == ("slice 0, worker 0", "slice 0, worker 1", "slice 1, worker 0", "slice 1, worker 1")
