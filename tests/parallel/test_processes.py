@@ -235,11 +235,11 @@ def test_run_with_a_process_killed_in_a_step_and_in_a_save_is_the_run_never_kill
     run.processes[last].kill()
     assert_others_ended(run, last)
 
-    for killed in (0, 1):
-        run = Processes(config, folder, count, 4 // count, *MIXED, "--resume")
-        run.wait_until(lambda run=run: in_save(folder) and "resumed after" in run.said(0))
-        run.processes[killed].kill()
-        assert_others_ended(run, killed)
+    killed = 0 if count == 4 else 1  # the one that seals, or another one
+    run = Processes(config, folder, count, 4 // count, *MIXED, "--resume")
+    run.wait_until(lambda: in_save(folder) and "resumed after" in run.said(0))
+    run.processes[killed].kill()
+    assert_others_ended(run, killed)
 
     run = Processes(config, folder, count, 4 // count, *MIXED, "--resume")
     assert run.wait() == [0] * count, run.said(0)
