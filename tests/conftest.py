@@ -5,11 +5,13 @@ jitted call), `grid` (random input). Forwards and parameters are kept over the w
 """
 
 import functools
+import importlib.metadata
 import os
 from types import SimpleNamespace
 
-# Compiling is most of the suite's time, and XLA's older emitters of CPU code take half of it; before jax reads it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+# Compiling is most of the suite's time, and XLA's older emitters of CPU code take half of it. Later releases lack them.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np

@@ -133,7 +133,7 @@ def with_parts_left_out(pipe: GridPipeline) -> dict[str, GridPipeline]:
         base = {name: value for name, value in pipe.params.items() if name not in SYNC_PARTS}
         variants["streams never meet"] = (GridDiTConfig(fusion="none"), base)
     return {
-        name: GridPipeline(dataclasses.replace(spec, grid=config), params)
+        name: GridPipeline(dataclasses.replace(spec, grid=config), params, mesh=pipe.mesh)
         for name, (config, params) in variants.items()
     }
 

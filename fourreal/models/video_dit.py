@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from fourreal import grid as axes
@@ -33,11 +34,13 @@ from fourreal.models.attention import CROSS_NAME, SELF_NAME, clip_attention, cro
 from fourreal.models.cameras import RAY, Cameras, plucker_rays
 from fourreal.models.kernels import XLA, Kernel
 from fourreal.parallel.activations import check_heads, place
+from fourreal.parallel.layout import gather_layer
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
-Remat = Literal["none", "matmuls", "attention_out", "full"]
+Remat = Literal["none", "matmuls", "attention_out", "full", "offload"]
 MOST = 2**20  # of anything that is counted: far above what fits a device
+INPUT_NAME = "layer_input"  # for the remat policies
 REMAT_POLICIES = {
     "none": None,
     "matmuls": jax.checkpoint_policies.save_from_both_policies(  # a flash kernel is no matmul to jax
@@ -45,6 +48,12 @@ REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention_out": jax.checkpoint_policies.save_only_these_names(SELF_NAME),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT_NAME],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -77,7 +86,8 @@ class VideoDiTConfig:
     dtype: Precision = "float32"
     """precision of the matmuls: float32 or bfloat16; the rest is float32"""
     remat: Remat = "matmuls"
-    """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone) or full (nothing)"""
+    """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone), full (a layer's input
+    alone) or offload (that, in the host's memory)"""
 
     def __post_init__(self):
         for name in ("width", "depth", "heads", "mlp_width", "channels", "frequency_width"):
@@ -194,10 +204,11 @@ class VideoDiT(nnx.Module):
         text = self.embed_text(text)
         six = self.add_context(six, context)
 
-        def layer(x: jax.Array, block: layers.Block) -> tuple[jax.Array, None]:
+        def layer(x: jax.Array, parameters: tuple[layers.Block]) -> tuple[jax.Array, None]:
+            (block,) = parameters
             return place(self.run_block(block, x, six, angles, text), 1), None
 
-        x, _ = jax.lax.scan(self.rematerialize(layer), x, self.blocks)
+        x, _ = jax.lax.scan(self.prepare(layer), x, (self.blocks,))
         return self.decode(self.head(x, temb), clip, hints)
 
     def embed(self, frames: jax.Array, given: jax.Array, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
@@ -268,10 +279,16 @@ class VideoDiT(nnx.Module):
         attention, cross = (functools.partial(of, kernel=self.kernel) for of in (attention, cross_attention))
         return block(x, six, angles, text, attention, cross)
 
-    def rematerialize(self, layer: Callable) -> Callable:
-        """`layer`, the body of a scan, under the config's rematerialization policy."""
+    def prepare(self, layer: Callable) -> Callable:
+        """`layer(x, parameters)` as the body of a scan over parameters, gathered and under the rematerialization policy."""
         policy = REMAT_POLICIES[self.config.remat]
-        return layer if policy is None else jax.checkpoint(layer, policy=policy)
+
+        def body(x, parameters):
+            if self.config.remat == "offload":
+                x = jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x)
+            return layer(x, gather_layer(parameters, jnp.dtype(self.config.dtype)))
+
+        return body if policy is None else jax.checkpoint(body, policy=policy)
 
 
 class TimeEmbed(nnx.Module):

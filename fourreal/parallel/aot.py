@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def describe_step(question: Question) -> dict[str, Any]:
     import jax
 
     from fourreal.models.build import make_forward, split_model
+    from fourreal.models.kernels import XLA, Kernel, resolve_kernel
     from fourreal.parallel import gpu_memory, hlo, layout
     from fourreal.parallel.mesh import make_mesh
     from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
@@ -151,48 +153,55 @@ def describe_step(question: Question) -> dict[str, Any]:
     from fourreal.training.state import fresh_state
     from fourreal.training.step import make_train_step
 
-    config = question.config
+    config, model = question.config, question.config.model
     topology = parse_topology(question.topology, question.slices)
-    grid = config.grid if config.data.kind == "grid" else None
-    graph, params = split_model(config.model, grid)
-    state = jax.eval_shape(lambda params: fresh_state(params, config), params)
+    for_tpu = topology.chip.sides > 0
+    kernel = resolve_kernel(config.attention, "tpu" if for_tpu else "gpu", model.head_size, model.dtype)
     inputs, static = step_inputs(question)
-    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
-    plain_graph, _ = split_model(plain.model, grid)
-    plain_step = make_train_step(make_forward(plain_graph), plain)
+
+    def step(kernel: Kernel, **changes: Any) -> tuple[Callable, Any]:
+        """(the step as a function of state and batch, the shapes of the state) with a kernel and changed settings."""
+        ours = dataclasses.replace(config, model=dataclasses.replace(model, **changes))
+        graph, params = split_model(ours.model, ours.grid if ours.data.kind == "grid" else None, kernel)
+        train_step = make_train_step(make_forward(graph), ours)
+        state = jax.eval_shape(lambda params: fresh_state(params, ours), params)
+        return lambda state, batch: train_step(state, batch, **static), state
+
+    plain, state = step(XLA, remat="none")
     answer = {
-        "tokens": inputs["frames"].size // (config.model.channels * config.model.patch[1] ** 2),
+        "kernel": str(kernel),
+        "tokens": inputs["frames"].size // (model.channels * model.patch[1] ** 2),
         "trained": _count(state["params"]),
         "frozen": _count(state["frozen"]),
-        "flops": matmul_flops(lambda state, batch: plain_step(state, batch, **static), state, inputs),
+        "flops": matmul_flops(plain, state, inputs),
     }
-    compiles_for_it = topology.chip.sides > 0
-    devices = topology_devices(topology) if compiles_for_it else stand_ins(topology.devices)
-    mesh = make_mesh(config.mesh, devices)
+    mesh = make_mesh(config.mesh, topology_devices(topology) if for_tpu else stand_ins(topology.devices))
     with jax.set_mesh(mesh):
-        layout.check_widths(config.model)
-        train_step = make_train_step(make_forward(graph), config)
+        layout.check_widths(model)
         state, inputs = layout.placed_shapes(state), layout.batch_shapes(inputs, config.data.kind, 1)
-        jaxpr = jax.make_jaxpr(lambda state, batch: train_step(state, batch, **static))(state, inputs)
+        # cuDNN's own cannot be traced here; splash attention keeps for backward what it keeps, and XLA compiles for CPUs.
+        traced, _ = step(kernel if for_tpu else Kernel("splash"))
+        compiles, _ = step(kernel if for_tpu else XLA)
+        jaxpr = jax.make_jaxpr(traced)(state, inputs).jaxpr
         began = time.monotonic()
         try:
-            compiled = compile_step(train_step, state, inputs, **static)
+            compiled = compile_step(compiles, state, inputs)
         except jax.errors.JaxRuntimeError as error:
             return too_large(str(error))
     program = hlo.parse(compiled.as_text())
-    if compiles_for_it:
+    if for_tpu:
         memory, traffic = compiled_bytes(compiled), hlo.memory_traffic(program)
     else:
-        memory, traffic = gpu_memory.estimate(config, mesh.shape, state, inputs, jaxpr.jaxpr, answer["tokens"])
+        memory, traffic = gpu_memory.estimate(config, mesh.shape, state, inputs, jaxpr, answer["tokens"])
     first = [device for device in mesh.devices.flat if slice_of(device) == slice_of(mesh.devices.flat[0])]
     return answer | {
-        "executed": jaxpr_flops(jaxpr.jaxpr),
+        "executed": jaxpr_flops(jaxpr),
         "seconds": time.monotonic() - began,
         "mesh": dict(mesh.shape),
         "memory": memory,
         "traffic": traffic,
         "collectives": [dataclasses.asdict(each) for each in hlo.collectives(program)],
-        "coordinates": [list(device.coords) for device in first] if compiles_for_it else [],
+        "coordinates": [list(device.coords) for device in first] if for_tpu else [],
     }
 
 

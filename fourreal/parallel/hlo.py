@@ -40,6 +40,7 @@ CALLERS = {"while", "call", "conditional"}  # their bodies' instructions move th
 
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?[\w.\-]+ = ")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
@@ -171,12 +172,17 @@ def parse(text: str) -> Program:
         if start:
             current = computations.setdefault(start[2], [])
             entry = start[2] if start[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":
             current = None
-        elif current is not None and " = " in line:
+        elif current is not None and _INSTRUCTION.match(line):  # else a kernel's metadata, which goes over lines
             current.append(_instruction(line))
     if entry is None:
         raise ValueError("the text of the compiled program has no ENTRY computation: give compiled.as_text()")
+    for name, instructions in computations.items():
+        if not any(each.root for each in instructions):
+            raise ValueError(
+                f"the compiled program's computation {name} has no result: its text is not read to its end"
+            )
     head = text[: text.find("\n")]
     partitions, replicas = (re.search(rf"{key}=(\d+)", head) for key in ("num_partitions", "replica_count"))
     return Program(entry, computations, int(partitions[1] if partitions else 1) * int(replicas[1] if replicas else 1))

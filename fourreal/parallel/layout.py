@@ -5,22 +5,27 @@ hidden units over tensor. Scanned layers keep their leading axis whole. Small ve
 activations of its kind, see `activations.py`.
 """
 
+import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.parallel import activations
 from fourreal.parallel.mesh import make_mesh
+
+if TYPE_CHECKING:
+    from fourreal.models.video_dit import VideoDiTConfig
 
 FSDP, TENSOR = ("fsdp", "grid"), "tensor"
 LEAD = {"grid": 2, "clip": 1}  # leading axes that a mesh cuts
 ROOTS = ("base", "sync", "sigma_projection")  # where the paths of parameters begin
+SCANNED = ("base.blocks", "sync")  # where those of a layer begin
 
 # Pattern of the path, joined by dots -> the axes of the parameter. The first that matches counts.
 TABLE = (
@@ -52,7 +57,40 @@ def parameter_spec(path: str) -> P:
     raise ValueError(f"no row of the layout table matches the parameter {path}: add one to fourreal/parallel/layout.py")
 
 
-def check_widths(config: VideoDiTConfig) -> None:
+def gather_layer(layer: tuple, dtype: jnp.dtype) -> tuple:
+    """A layer's parameters, (block,) or (block, sync), whole over fsdp and grid and with kernels in `dtype`, as it needs them.
+
+    Backward sums their gradients straight into the parts. Left alone, XLA may rather move activations, or cut the matmuls.
+    """
+    if activations.axis_size(*FSDP) == 1:
+        return layer
+
+    def gather(path: tuple, leaf: jax.Array) -> jax.Array:
+        names = jax.tree_util.keystr(path[1:], simple=True, separator=".").removesuffix(".value")
+        cut = P(*parameter_spec(f"{SCANNED[path[0].idx]}.{names}")[1:])  # without the axis of the layers
+        return _gather(leaf.astype(dtype), cut) if FSDP in cut else leaf
+
+    return jax.tree_util.tree_map_with_path(gather, layer)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(x: jax.Array, cut: P) -> jax.Array:
+    """A parameter whose parts lie as `cut` says, whole over fsdp and grid."""
+    return jax.lax.with_sharding_constraint(x, P(*(None if axis == FSDP else axis for axis in cut)))
+
+
+def _gather_forward(x, cut):
+    return _gather(x, cut), None
+
+
+def _gather_backward(cut, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, cut),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def check_widths(config: "VideoDiTConfig") -> None:
     """Raises ValueError where the ambient mesh does not cut the widths of a model into equal parts."""
     fsdp, grid, tensor = (activations.axis_size(axis) for axis in (*FSDP, TENSOR))
     for name in ("width", "mlp_width"):

@@ -11,11 +11,10 @@ A mesh is made ambient with `jax.set_mesh`; models then place their activations 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+if TYPE_CHECKING:
+    import jax
 
 AXES = ("data", "fsdp", "grid", "tensor")
 
@@ -58,8 +57,18 @@ class MeshConfig:
         return sizes
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def fit_mesh(devices: int, views: int, times: int) -> MeshConfig:
+    """For sampling one grid: as many devices along grid as its sides allow, the rest along data, for guidance."""
+    return MeshConfig(grid=math.gcd(devices, views, times))
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: "Sequence[jax.Device] | None" = None) -> "jax.sharding.Mesh":
     """The mesh of all devices, or of some; neighbours on the chip's network stay neighbours on the inner axes."""
+    import jax
+    import numpy as np
+    from jax.experimental import mesh_utils
+    from jax.sharding import AxisType, Mesh
+
     devices = jax.devices() if devices is None else list(devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     sizes = tuple(config.sizes(len(devices), slices).values())

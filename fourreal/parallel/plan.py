@@ -73,6 +73,7 @@ class Step:
     collectives: list[Collective]
     seconds: roofline.Seconds
     mesh: dict[str, int]
+    kernel: str
     compiled_in: float
 
 
@@ -98,7 +99,10 @@ def plan_step(config: TrainConfig, topology: Topology, size: tuple[int, int]) ->
     if memory["total"] > usable:
         raise aot.DoesNotFit("the compiled program is too large", memory["total"], usable)
     return Step(
-        **{name: answer[name] for name in ("tokens", "trained", "frozen", "flops", "executed", "traffic", "mesh")},
+        **{
+            name: answer[name]
+            for name in ("tokens", "trained", "frozen", "flops", "executed", "traffic", "mesh", "kernel")
+        },
         arguments=memory["arguments"],
         temporaries=memory["temporaries"],
         peak=memory["total"],
@@ -188,7 +192,7 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
     network = f", network {seconds.network:.3g} s" if topology.slices > 1 or not chip.sides else ""
     best, worst = (roofline.utilization(topology, step.flops, total) for total in (seconds.best, seconds.worst))
     rows = [
-        ("topology", f"{topology.name}{several}, {topology.chips} chips; mesh {describe(step.mesh)}"),
+        ("topology", f"{topology.name}{several}, {topology.chips} chips; mesh {describe(step.mesh)}; {step.kernel}"),
         ("tokens", f"{step.tokens:,} a step: {data.batch_size} examples of {cells}"),
         ("parameters", f"{step.trained / 1e6:,.1f} M train, {step.frozen / 1e6:,.1f} M are frozen"),
         ("FLOPs", f"{decimal(step.flops)} a step of the model, {decimal(step.executed)} with what is computed again"),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fourreal.parallel.mesh import MeshConfig
+
 if TYPE_CHECKING:
     from fourreal.models.cameras import Cameras
     from fourreal.sampling.inputs import GridInput
@@ -63,6 +65,8 @@ class Sample:
     """how the flow is integrated; heun takes twice the time a step"""
     seed: int = 0
     """the noise of a cell depends on (seed, view, time) only"""
+    mesh: MeshConfig = MeshConfig()
+    """devices along each axis; by default as many along grid as divide views and times"""
     out: Annotated[str | None, PATH] = None
     """folder to write; by default a new one, out/NAME-CHECKPOINT-seedN"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -142,7 +146,7 @@ class Sample:
         from fourreal.sampling.pipeline import load_pipeline
 
         start = time.perf_counter()
-        pipe = load_pipeline(self.checkpoint)
+        pipe = load_pipeline(self.checkpoint, None if self.mesh == MeshConfig() else self.mesh)
         loaded = time.perf_counter()
         sampled = pipe(
             inputs.frames,

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 
 from fourreal.diffusion.guidance import Guidance
@@ -20,16 +21,25 @@ from fourreal.models.cameras import Cameras, check_cameras
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
 from fourreal.models.kernels import AttentionConfig, resolve_kernel
 from fourreal.models.weights import fit_weights, read_weights, weights_hash
+from fourreal.parallel import layout
+from fourreal.parallel.mesh import MeshConfig, fit_mesh, make_mesh
 
 
 class GridPipeline:
-    """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count."""
+    """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count.
 
-    def __init__(self, spec: ModelSpec, params: Params, weights_hash: str = ""):
-        self.config, self.params, self.weights_hash = spec, params, weights_hash
-        platform = jax.devices()[0].platform
+    A grid is cut over the devices of `mesh`, by default all that there are; the branches of guidance go over its data axis.
+    """
+
+    def __init__(self, spec: ModelSpec, params: Params, weights_hash: str = "", mesh: Mesh | None = None):
+        self.config, self.weights_hash = spec, weights_hash
+        self.mesh = make_mesh(fit_mesh(len(jax.devices()), spec.views, spec.times)) if mesh is None else mesh
+        platform = self.mesh.devices.flat[0].platform
         kernel = resolve_kernel(AttentionConfig(), platform, spec.model.head_size, spec.model.dtype)
         graph, _ = split_model(spec.model, spec.grid, kernel)
+        with jax.set_mesh(self.mesh):
+            layout.check_widths(spec.model)
+            self.params = jax.tree.map(layout.put, params, layout.shardings(params))
         self._forward = make_forward(graph)
         self._sample = jax.jit(self._sample_unjitted, static_argnames=("steps", "guidance", "method"))
 
@@ -76,9 +86,10 @@ class GridPipeline:
         known = np.where(given[..., None, None, None], frames, 0)
         noise = cell_noise(seed, *frames.shape[:2], frames.shape[2:])
         conditions = {"text": text, "cameras": cameras}
-        sampled = self._sample(
-            self.params, known, given, noise, conditions, steps=steps, guidance=guidance, method=method
-        )
+        with jax.set_mesh(self.mesh):
+            sampled = self._sample(
+                self.params, known, given, noise, conditions, steps=steps, guidance=guidance, method=method
+            )
         return np.where(given[..., None, None, None], frames, np.asarray(sampled))
 
     def _sample_unjitted(
@@ -102,14 +113,15 @@ class GridPipeline:
         return to_uint8(x[0])
 
 
-def load_pipeline(name: str | Path) -> GridPipeline:
-    """The pipeline of a bundled checkpoint, a run's folder or a folder of weights.
+def load_pipeline(name: str | Path, mesh: MeshConfig | None = None) -> GridPipeline:
+    """The pipeline of a bundled checkpoint, a run's folder or a folder of weights, on all devices.
 
-    Raises FileNotFoundError for an unknown name (with the nearest known one), ValueError for broken weights.
+    By default a grid is cut over as many devices as divide its views and times. Raises FileNotFoundError for an unknown name
+    (with the nearest known one), ValueError for broken weights and for a mesh that does not fit.
     """
     folder, spec = weights_folder(name), describe_checkpoint(name)
     if spec.grid is None:
         raise ValueError(f"{name} is a base on clips: train a grid model on it first (train.py ... --init-from {name})")
     _, shapes = split_model(spec.model, spec.grid)
     params = fit_weights(read_weights(folder), shapes, str(folder))
-    return GridPipeline(spec, jax.device_put(params), weights_hash(folder))
+    return GridPipeline(spec, params, weights_hash(folder), mesh and make_mesh(mesh))

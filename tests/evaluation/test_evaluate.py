@@ -159,10 +159,12 @@ def test_a_mask_that_leaves_nothing_to_sample_is_refused():
 )
 def test_parts_are_left_out_that_a_fusion_has(fusion, variants):
     spec = ModelSpec(BASE, GridDiTConfig(fusion), views=2, times=3, size=16)
-    found = with_parts_left_out(GridPipeline(spec, {"base": 1, "sync": 2, "sigma_projection": 3}))
+    vector = np.zeros(BASE.width, np.float32)
+    params = {"base": {"given": vector}, "sync": {"bias": vector}, "sigma_projection": {"linear": {"bias": vector}}}
+    found = with_parts_left_out(GridPipeline(spec, params))
     assert [*found] == variants
     if "streams never meet" in variants:
-        assert found["streams never meet"].params == {"base": 1}
+        assert [*found["streams never meet"].params] == ["base"]
 
 
 @pytest.fixture(scope="module")

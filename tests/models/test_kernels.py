@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fourreal.models import kernels
+from fourreal.models import GridDiTConfig, kernels
+from fourreal.models.build import make_forward, split_model
 from fourreal.models.kernels import XLA, AttentionConfig, Kernel, SplashBlocks, fit_block, resolve_kernel
 
 SPLASH = Kernel("splash", SplashBlocks(128, 128, 128, 128, 128), interpret=True)
@@ -35,16 +36,20 @@ def inputs(queries: int, keys: int, size: int, dtype=jnp.float32) -> list[jax.Ar
 
 def check(kernel: Kernel, arrays: list[jax.Array], atol: float) -> None:
     """Values, log-sum-exp and gradients of a kernel equal those of the dense formula in fp32."""
-    q, k, v, do = arrays
-    (out, lse), dense_vjp = jax.vjp(dense, *(x.astype(jnp.float32) for x in (q, k, v)))
-    found_out, found_lse = kernels.forward(q, k, v, kernel)
-    np.testing.assert_allclose(found_out.astype(jnp.float32), out, atol=atol)
-    np.testing.assert_allclose(found_lse, jnp.swapaxes(lse, 1, 2), atol=atol)
-    wanted = dense_vjp((do.astype(jnp.float32), jnp.zeros_like(lse)))
-    for name, found, want in zip(
-        "qkv", kernels.backward(q, k, v, found_out, found_lse, do, kernel), wanted, strict=True
-    ):
-        np.testing.assert_allclose(found.astype(jnp.float32), want, atol=atol, err_msg=f"gradient of {name}")
+
+    @jax.jit
+    def run(q, k, v, do):
+        out, lse = kernels.forward(q, k, v, kernel)
+        return out, lse, kernels.backward(q, k, v, out, lse, do, kernel)
+
+    @jax.jit
+    def exact(q, k, v, do):
+        (out, lse), vjp = jax.vjp(dense, q, k, v)
+        return out, jnp.swapaxes(lse, 1, 2), vjp((do, jnp.zeros_like(lse)))
+
+    found, wanted = run(*arrays), exact(*(x.astype(jnp.float32) for x in arrays))
+    for name, one, other in zip(("out", "lse", "dq", "dk", "dv"), *map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -167,3 +172,14 @@ def test_blocks_are_multiples_of_a_tpus_lanes(q):
 def test_an_unknown_kernel_is_refused_by_name():
     with pytest.raises(ValueError, match="kernel 'flash': expected one of auto, xla, cudnn, splash"):
         AttentionConfig("flash")
+
+
+@pytest.mark.parametrize(("fusion", "runs"), [("soft", 2), ("fused", 3)])
+def test_a_model_runs_all_its_attention_on_the_kernel_it_was_built_with(tiny, fusion, runs):
+    """Self-attention of two streams, or the three parts of the fused, and cross-attention; counted in the body of a scan."""
+    base, grid = tiny.config(text_width=10), GridDiTConfig(fusion=fusion)
+    forward = make_forward(split_model(base, grid, SPLASH)[0])
+    x, sigma, text = jnp.zeros((1, 2, 3, 4, 4, 3)), jnp.zeros(1), jnp.zeros((1, 5, 10))
+    program = str(jax.make_jaxpr(lambda p: forward(p, x, sigma, text=text))(tiny.params(base, grid)))
+    streams = 2 if fusion == "soft" else 1
+    assert program.count("name=splash_mha_fwd") == runs + streams

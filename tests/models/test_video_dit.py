@@ -111,7 +111,7 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny, clip):
     np.testing.assert_array_equal(forward(params, x, sigma, given)[0], forward(params, other, sigma, given)[0])
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "full", "attention_out"])
+@pytest.mark.parametrize("remat", ["matmuls", "full", "attention_out", "offload"])
 def test_rematerialization_changes_neither_value_nor_gradient(tiny, clip, remat):
     x, sigma, given = clip
     params = tiny.params(tiny.config())

@@ -18,7 +18,7 @@ STEPS = 5
 
 @pytest.fixture
 def mesh():
-    return jax.make_mesh((2, 4), ("a", "b"), devices=jax.devices()[:8], axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((2, 4), ("a", "b"), devices=jax.local_devices()[:8], axis_types=(AxisType.Auto,) * 2)
 
 
 def found_in(mesh, function, shape: tuple[int, ...]) -> list[hlo.Collective]:
@@ -81,6 +81,13 @@ def test_program_on_one_device_has_no_collective():
     assert hlo.collectives(hlo.parse(text)) == []
 
 
+def test_kernels_metadata_over_several_lines_does_not_end_a_computation():
+    names = [each.name for each in hlo.parse(V5E).computations["body"]]
+    assert {"splash_mha_fwd", "all_to_all.72", "tuple.9"} <= set(names)
+    with pytest.raises(ValueError, match="body has no result"):
+        hlo.parse(V5E.replace("  ROOT %tuple.9 =", "  %tuple.9 ="))
+
+
 def test_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule nothing\n")
@@ -131,6 +138,9 @@ V5E = r"""HloModule jit_step, is_scheduled=true, num_partitions=8
   %get-tuple-element.357 = bf16[2048,128]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%async-collective-start), index=0
   %get-tuple-element.358 = bf16[2048,512]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%async-collective-start), index=1
   %get-tuple-element.359 = s32[2]{0:S(4)} get-tuple-element(%async-collective-start), index=2
+  %splash_mha_fwd = bf16[2,2,4,64,512]{4,3,2,1,0:T(8,128)(2,1)S(1)} custom-call(%gradient), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[512,2048]{1,0}}, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 768, \"block_kv\": 1536, \"block_q_dkv\": null}"
+}}, metadata={op_name="jit(step)/jvp()/while/body/closed_call"}
   %all_to_all.72 = f32[2,2,4,64,512]{4,3,1,0,2:T(8,128)} all-to-all(%x), channel_id=1, replica_groups={{0,1},{2,3},{4,5},{6,7}}, dimensions={2}
   %async-collective-done = bf16[2048,512]{1,0:T(8,128)(2,1)S(1)} fusion(%get-tuple-element.357, %get-tuple-element.358, %get-tuple-element.359), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%fused_computation.77
   %fusion.105 = bf16[128,2048]{1,0:T(8,128)(2,1)S(1)} fusion(%gradient), kind=kCustom, calls=%all-reduce-scatter.clone.1

@@ -37,6 +37,7 @@ def an_answer(peak: float = 2 * GIB) -> dict:
         "flops": 16 * 197 * 10**12,
         "executed": 20 * 197 * 10**12,
         "seconds": 1.0,
+        "kernel": "attention: splash",
         "mesh": {"data": 1, "fsdp": 8, "grid": 2, "tensor": 1},
         "memory": {"arguments": GIB, "temporaries": peak - GIB, "total": peak},
         "traffic": 819 * 10**9,
@@ -118,7 +119,7 @@ def test_table_says_what_the_answer_says(config, answers):
     answers(lambda question: an_answer())
     table = plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
     for said in (
-        "v5e:4x4, 16 chips; mesh fsdp 8, grid 2",
+        "v5e:4x4, 16 chips; mesh fsdp 8, grid 2; attention: splash",
         "294,912 a step",
         "2.0 M train, 1,000.0 M are frozen",
         "3.15 P a step of the model, 3.94 P with what is computed again",

@@ -32,7 +32,7 @@ def pipeline(monkeypatch, tmp_path):
     """A pipeline in place of the real one, which has its own tests; it fails the test if it loads before the checks."""
     pipe = GreyPipeline()
     module = ModuleType("fourreal.sampling.pipeline")
-    module.load_pipeline = lambda name: pipe
+    module.load_pipeline = lambda name, mesh: pipe
     monkeypatch.setitem(sys.modules, "fourreal.sampling.pipeline", module)
     described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2], model=SimpleNamespace(cameras=True))
     monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: described)
@@ -168,7 +168,9 @@ def test_names_of_files_need_not_be_utf8(pipeline, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_load(pipeline, capsys, monkeypatch, argv, words):
-    monkeypatch.setattr(sys.modules["fourreal.sampling.pipeline"], "load_pipeline", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        sys.modules["fourreal.sampling.pipeline"], "load_pipeline", lambda name, mesh: pytest.fail("loaded")
+    )
     assert words in fails(capsys, *argv)
 
 

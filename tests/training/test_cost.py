@@ -50,7 +50,9 @@ def test_compiled_memory_holds_at_least_the_arguments():
 
 
 def test_shard_map_counts_on_every_device():
-    mesh = jax.make_mesh((2, 2), ("a", "b"), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(
+        (2, 2), ("a", "b"), devices=jax.local_devices()[:4], axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
     cut, x = jax.P("a"), np.zeros((4, 8), np.float32)
     with jax.set_mesh(mesh):
         own = jax.shard_map(lambda x: x @ x.T, in_specs=cut, out_specs=cut)  # [2, 8] x [8, 2], twice each
