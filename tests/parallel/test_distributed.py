@@ -118,7 +118,8 @@ def test_worker_of_a_pod_is_found(monkeypatch):
     slices = {"MEGASCALE_COORDINATOR_ADDRESS": "localhost", "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}
     for name, value in (pod | slices).items():
         monkeypatch.setenv(name, value)
-    assert find_place(1) is None  # CPUs are asked for
+    monkeypatch.setattr(distributed, "wanted_platforms", lambda: "cpu")
+    assert find_place(1) is None
     monkeypatch.setattr(distributed, "wanted_platforms", lambda: "")
     place = find_place(1)
     assert (place.coordinator, place.count, place.index, place.local_devices) == ("localhost:8482", 4, 3, None)
