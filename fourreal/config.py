@@ -57,6 +57,8 @@ class TrainConfig:
     """steps between checkpoints; one is always saved at the end"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
+    watchdog_minutes: float = 10.0
+    """minutes without progress after which every process says where it stands; 0: never"""
 
     def __post_init__(self):
         if Path(self.name).name != self.name or not self.name:
@@ -69,6 +71,8 @@ class TrainConfig:
         for field, least in (("steps", 1), ("eval_grids", 1), ("save_every", 1), ("log_every", 1), ("eval_every", 0)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}: give {least} or more")
+        if not 0 <= self.watchdog_minutes < math.inf:
+            raise ValueError(f"watchdog_minutes is {self.watchdog_minutes}: give 0 or more")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: give 0 to 2^32 - 1")
         if self.trains != "all" and self.data.kind == "clip":

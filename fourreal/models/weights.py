@@ -1,11 +1,15 @@
 """Weights as a folder: `model.safetensors` (bfloat16 or float32) and `config.json`. Nothing is ever unpickled or executed.
 
-Tensor names are the parameters' paths joined by dots, as in `base.blocks.attention.query.kernel`.
+Tensor names are the parameters' paths joined by dots, as in `base.blocks.attention.query.kernel`. Parameters that are cut over
+devices are written and read piece by piece, so that no device and no host that need not holds more than its share.
 """
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,16 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fourreal.models.build import Params
 
 DTYPES = ("F32", "BF16", "F16")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+STACKED = ("base.blocks.", "sync.")  # layers along the first axis
 
 
 def flat_names(params: Params) -> dict[str, Any]:
@@ -28,11 +35,16 @@ def flat_names(params: Params) -> dict[str, Any]:
 
 
 def save_weights(folder: str | Path, params: Params, config: dict[str, Any], dtype: str = "bfloat16") -> None:
-    """Writes the folder; each file appears complete, by rename. Raises OSError where that fails, as on a full disk."""
+    """Writes the folder; each file appears complete, by rename. Raises OSError where that fails, as on a full disk.
+
+    Of several processes all call it and the first one writes.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    tensors = {name: np.asarray(value).astype(kind) for name, value in flat_names(jax.device_get(params)).items()}
+    tensors = {name: gather(value, kind, name.startswith(STACKED)) for name, value in flat_names(params).items()}
+    if jax.process_index() > 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{CONFIG}.tmp").write_text(json.dumps(config, indent=2) + "\n")
     try:
         save_file(tensors, folder / f"{WEIGHTS}.tmp")
@@ -41,6 +53,31 @@ def save_weights(folder: str | Path, params: Params, config: dict[str, Any], dty
     shutil.copymode(folder / f"{CONFIG}.tmp", folder / f"{WEIGHTS}.tmp")  # save_file makes it private to its owner
     (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
     (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
+
+
+def gather(x: Any, kind: np.dtype, stacked: bool) -> np.ndarray | None:
+    """A whole array on the host of process 0 (elsewhere None); devices hold one layer of it at a time."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return np.asarray(x).astype(kind)
+    everywhere = NamedSharding(x.sharding.mesh, P())
+    if stacked:
+        pieces = (jax.jit(_layer, static_argnums=2, out_shardings=everywhere)(x, i, kind) for i in range(len(x)))
+    else:
+        pieces = (jax.jit(_cast, static_argnums=1, out_shardings=everywhere)(x, kind),)
+    if jax.process_index() > 0:
+        for piece in pieces:  # one after the other here, too
+            piece.block_until_ready()
+        return None
+    whole = [np.asarray(piece) for piece in pieces]
+    return np.stack(whole) if stacked else whole[0]
+
+
+def _layer(x: jax.Array, i: jax.Array, kind: np.dtype) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False).astype(kind)
+
+
+def _cast(x: jax.Array, kind: np.dtype) -> jax.Array:
+    return x.astype(kind)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -56,23 +93,42 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def read_weights(folder: str | Path) -> dict[str, np.ndarray]:
     """All tensors of a weights folder by name, as float32; raises on a missing, broken or non-finite file."""
+    with open_weights(folder) as tensors:
+        return {name: tensor[...] for name, tensor in tensors.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `tensor[index]` reads that part of it as float32; raises ValueError for numbers not finite."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    slices: Any
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        part = np.asarray(self.slices[index]).astype(np.float32)
+        if not np.isfinite(part).all():
+            raise ValueError(f"{self.path}: the tensor {self.name} holds values that are not finite; use other weights")
+        return part
+
+
+@contextlib.contextmanager
+def open_weights(folder: str | Path) -> Iterator[dict[str, StoredTensor]]:
+    """The tensors of a weights folder by name, to be read in parts; raises on a missing or broken file."""
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS}: expected a folder of weights")
     try:
         with safe_open(path, "numpy") as file:
-            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, it is no dict
-        for name, dtype in dtypes.items():
-            if dtype not in DTYPES:
-                raise ValueError(f"{path}: the tensor {name} is {dtype}, expected {' or '.join(DTYPES)}; convert it")
-        tensors = load_file(path)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            for name, tensor in slices.items():
+                if (dtype := tensor.get_dtype()) not in DTYPES:
+                    expected = " or ".join(DTYPES)
+                    raise ValueError(f"{path}: the tensor {name} is {dtype}, expected {expected}; convert it")
+            yield {name: StoredTensor(path, name, tuple(tensor.get_shape()), tensor) for name, tensor in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is broken ({error}): copy the file again") from error
-    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{path}: the tensor {broken[0]} holds values that are not finite; use other weights")
-    return tensors
 
 
 def fit_weights(tensors: dict[str, np.ndarray], shapes: Params, source: str) -> Params:

@@ -145,8 +145,19 @@ def share_of_batch(kind: str, size: int) -> tuple[int, int]:
     axes = activations.spec(jax.ShapeDtypeStruct((size, 1), bool), LEAD[kind])[0]
     sharding = NamedSharding(jax.sharding.get_mesh(), P(axes))
     rows = [index[0].indices(size)[:2] for index in sharding.addressable_devices_indices_map((size,)).values()]
-    first, end = min(start for start, _ in rows), max(end for _, end in rows)
-    return first // (end - first), size // (end - first)
+    return smallest_part(min(start for start, _ in rows), max(end for _, end in rows), size)
+
+
+def smallest_part(first: int, end: int, size: int) -> tuple[int, int]:
+    """(which, of how many): the smallest of equal parts of `size` rows that holds rows `first` to `end`.
+
+    On a torus of chips a host's rows may have gaps, and lie across the border of two parts.
+    """
+    for parts in range(size // (end - first), 1, -1):
+        rows = size // parts
+        if size % parts == 0 and first // rows == (end - 1) // rows:
+            return first // rows, parts
+    return 0, 1
 
 
 def put_batch(

@@ -4,6 +4,8 @@ The state holds step, trained parameters, average and optimizer. A frozen base n
 
 A checkpoint counts once it is sealed: the last file in its folder lists the digests of all others. So whatever a kill, a full
 disk or a power cut leaves behind is noticed before it is read, and the checkpoint before takes its place.
+
+Of several processes each writes what its devices hold; the first one judges, deletes, and seals once all have finished.
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from pathlib import Path
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from fourreal.parallel.distributed import ALONE, Peers
 from fourreal.training.state import State
 
 KEPT = 2  # newest checkpoints that stay
@@ -33,13 +36,14 @@ class Checkpoints:
     """
 
     folder: Path
+    peers: Peers = ALONE
     done: int | None = dataclasses.field(init=False)
 
     def __post_init__(self):
         for name in ("absl", "asyncio"):  # orbax reports every save, and a failed one many times; it is raised here
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._folder = Path(self.folder).absolute()
-        self.done = drop_broken(self._folder / "checkpoints")
+        self.done = self.peers.of_first("newest", lambda: drop_broken(self._folder / "checkpoints"))
         self._manager = ocp.training.Checkpointer(
             self._folder / "checkpoints",
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -62,7 +66,7 @@ class Checkpoints:
         try:
             if frozen and self.done is None:
                 ocp.save(self._folder / "frozen", frozen, overwrite=True)
-                seal(self._folder / "frozen")
+                self.peers.of_first("frozen", lambda: seal(self._folder / "frozen"))
             saving = self._manager.save_async(step, state)
         except Exception as error:
             raise _failure(step, error) from error
@@ -70,7 +74,7 @@ class Checkpoints:
 
     def _finish(self, step: int, saving: ocp.AsyncResponse) -> None:
         saving.result()
-        seal(self._folder / "checkpoints" / str(step))
+        self.peers.of_first("sealed", lambda: seal(self._folder / "checkpoints" / str(step)))
 
     def check(self, wait: bool = False) -> None:
         """Raises OSError if the save under way has failed; `wait`: waits for it."""
@@ -86,7 +90,8 @@ class Checkpoints:
         """The newest state, laid out as `shapes` (a tree of `jax.ShapeDtypeStruct`, sharded or not)."""
         shapes = dict(shapes)
         frozen = shapes.pop("frozen")
-        if frozen and (damage := find_damage(self._folder / "frozen")):
+        damage = self.peers.of_first("damage", lambda: find_damage(self._folder / "frozen") if frozen else "")
+        if damage:
             raise ValueError(
                 f"{self.folder / 'frozen'}, which all checkpoints need, is broken ({damage}): put a copy back, or start "
                 "again with --overwrite"

@@ -12,6 +12,7 @@ import tyro
 from fourreal.cli import read_options
 from fourreal.config import TrainConfig, load_config
 from fourreal.destination import check_creatable
+from fourreal.parallel import distributed
 from fourreal.training.loop import Start, run
 
 
@@ -38,8 +39,18 @@ class Train:
 
     def run(self) -> None:
         """Trains."""
+        with distributed.start() as peers:
+            self.train(peers)
+
+    def train(self, peers: distributed.Peers) -> None:
+        """As one of these processes."""
         folder = self.out or Path("runs") / self.config.name
-        check_creatable(folder)
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder} is a file: give a folder with --out")
-        run(self.config, folder, self.start)
+        peers.of_first("creatable", lambda: check_folder_name(folder))
+        run(self.config, folder, self.start, peers)
+
+
+def check_folder_name(folder: Path) -> None:
+    """Raises OSError unless the folder is there or can be made."""
+    check_creatable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: give a folder with --out")

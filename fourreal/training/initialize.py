@@ -3,11 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 from flax import traverse_util
 
 from fourreal.models.build import Params, fresh_params, split_model
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
-from fourreal.models.weights import flat_names, read_weights
+from fourreal.models.weights import StoredTensor, flat_names, open_weights
 from fourreal.parallel import layout
 
 OWN = (
@@ -40,16 +42,17 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
     for name, ours in dataclasses.asdict(spec.model).items():
         if name not in FREE and theirs[name] != ours:
             raise ValueError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
-    found, wanted, places = read_weights(weights_folder(init_from)), flat_names(shapes), flat_names(places)
-    for name in {**wanted, **found}:
-        if name in wanted and name in found and found[name].shape != wanted[name].shape:
-            raise ValueError(
-                f"--init-from {init_from}: tensor {name} is {found[name].shape}, this config needs {wanted[name].shape}"
-            )
-        if (name in wanted) != (name in found) and not name.startswith(OWN):
-            lacking = "lacks" if name in wanted else "has beyond this config"
-            raise ValueError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
-    params = {name: layout.put(found[name], places[name]) for name in wanted if name in found}
+    wanted, places = flat_names(shapes), flat_names(places)
+    with open_weights(weights_folder(init_from)) as found:
+        for name in {**wanted, **found}:
+            if name in wanted and name in found and found[name].shape != wanted[name].shape:
+                raise ValueError(
+                    f"--init-from {init_from}: tensor {name} is {found[name].shape}, this config needs {wanted[name].shape}"
+                )
+            if (name in wanted) != (name in found) and not name.startswith(OWN):
+                lacking = "lacks" if name in wanted else "has beyond this config"
+                raise ValueError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
+        params = {name: read_placed(found[name], places[name]) for name in wanted if name in found}
     missing = [name for name in wanted if name not in params]
     if missing:
         fresh = flat_names(fresh_params(spec.model, spec.grid, seed, layout.shardings(shapes)))
@@ -57,3 +60,16 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
     own = [own.rstrip(".") for own in OWN if any(name.startswith(own) for name in missing)]
     line = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {init_from}"
     return traverse_util.unflatten_dict(params, sep="."), line + (f"; fresh: {', '.join(own)}" if own else "")
+
+
+def read_placed(tensor: StoredTensor, place: jax.sharding.NamedSharding) -> jax.Array:
+    """A tensor of a file where it lives; each process reads what its devices hold, the same part once."""
+    parts = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((at.start, at.stop) for at in index)
+        if key not in parts:
+            parts[key] = tensor[index]
+        return parts[key]
+
+    return jax.make_array_from_callback(tensor.shape, place, part)

@@ -8,7 +8,10 @@ So a checkpoint of n steps holds everything that comes of the first n batches, a
 SIGTERM, Ctrl-C and numbers that are not finite save and stop. A write that fails stops the run; its checkpoints stay.
 
 The state comes from, in this order: the run's own newest whole checkpoint (`resume`), the weights named by `init_from`
-(parameters only), a fresh start. Nothing is written before all of it is known to work. A folder has one process at a time.
+(parameters only), a fresh start. Nothing is written before all of it is known to work. A folder has one run at a time.
+
+Several processes run the same loop in step. Process 0 alone decides about the folder, writes and prints; checkpoints are
+written by all. A SIGTERM to any of them stops all after the same step.
 """
 
 import contextlib
@@ -25,6 +28,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
@@ -37,6 +41,7 @@ from fourreal.models.checkpoints import RUN_WEIGHTS, ModelSpec
 from fourreal.models.kernels import resolve_kernel
 from fourreal.models.weights import CONFIG, read_config, save_weights
 from fourreal.parallel import layout
+from fourreal.parallel.distributed import ALONE, Peers
 from fourreal.parallel.mesh import describe, make_mesh
 from fourreal.serialize import differences, from_json, to_json
 from fourreal.training.checkpoint import Checkpoints
@@ -47,6 +52,7 @@ from fourreal.training.optimizer import learning_rate
 from fourreal.training.state import State, fresh_state, join_params
 from fourreal.training.step import CAMERAS, make_train_step
 from fourreal.training.validation import make_validation
+from fourreal.training.watchdog import Watchdog
 
 # What a resumed run may change, also everything below a name; the rest decides what the steps compute.
 FREE = (
@@ -56,6 +62,7 @@ FREE = (
     "eval_grids",
     "save_every",
     "log_every",
+    "watchdog_minutes",
     "data.source",
     "data.threads",
     "data.prefetch",
@@ -78,16 +85,23 @@ class Start:
     """checkpoint whose weights (parameters only) a fresh run starts from"""
 
 
-def run(config: TrainConfig, folder: Path, start: Start = Start()) -> None:
+def run(config: TrainConfig, folder: Path, start: Start = Start(), peers: Peers = ALONE) -> None:
     """Trains. Raises ValueError for a folder in use or a misfit, FloatingPointError when numbers stop being finite,
     KeyboardInterrupt after Ctrl-C, both after saving, OSError for a write that fails, as on a full disk."""
-    with StopSignal() as stop, locked(folder), jax.set_mesh(make_mesh(config.mesh)):
-        prepared = prepare(config, folder, start)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignal(peers))
+        if not peers.first:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index)))
+        peers.of_first("lock", lambda: stack.enter_context(locked(folder)))
+        stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
+        prepared = prepare(config, folder, start, peers, watchdog)
         try:
             train(prepared, stop)
         except OSError as error:
             done = prepared.checkpoints.done or 0
             raise OSError(f"{error}; once that is mended, --resume goes on after {done} steps") from error
+    peers.finish()
     if stop.interrupted:
         raise KeyboardInterrupt
 
@@ -106,7 +120,9 @@ class Run:
     steps: "CompiledSteps"
     validate: Callable
     checkpoints: Checkpoints
-    writer: MetricsWriter
+    writer: MetricsWriter | None
+    peers: Peers
+    watchdog: Watchdog
 
     def average(self) -> dict[str, Any]:
         """The parameters that sampling uses."""
@@ -114,25 +130,33 @@ class Run:
 
     def save(self) -> None:
         """Starts a checkpoint of all that is written by now, and writes the weights."""
-        self.writer.sync()
+        self.watchdog.at(self.done, "saving")
+        if self.writer:
+            self.writer.sync()
         self.checkpoints.save(self.done, self.state)
         save_weights(self.folder / RUN_WEIGHTS, self.average(), to_json(self.spec))
+        self.peers.exchange("saved")
 
     def close(self) -> None:
         """Stops the reading of data and waits for saves under way."""
         self.batches.close()
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
         self.checkpoints.close()
 
 
-def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
+def prepare(
+    config: TrainConfig, folder: Path, start: Start, peers: Peers = ALONE, watchdog: Watchdog | None = None
+) -> Run:
     """Reads, builds and compiles what a run needs, and only then makes or takes over its folder."""
     if config.model.text_width is not None:
         raise ValueError(
             f"model.text_width is {config.model.text_width}: data sets of grids hold no text, leave it out"
         )
-    check_folder(config, folder, start)
-    checkpoints = Checkpoints(folder) if start.resume else None
+    watchdog = watchdog or Watchdog(0, "")
+    watchdog.at(0, "looking at the run's folder")
+    peers.of_first("folder", lambda: check_folder(config, folder, start))
+    checkpoints = Checkpoints(folder, peers) if start.resume else None
     done = (checkpoints.done or 0) if checkpoints else 0
     init_from = start.init_from
     if start.resume and not done:
@@ -146,6 +170,7 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
     grid = config.grid if config.data.kind == "grid" else None
     part = layout.share_of_batch(config.data.kind, config.data.batch_size)
     batches = grid_batches(config.data, start_step=done, process=part[0], process_count=part[1])
+    watchdog.at(done, "reading the first batch")
     batch = next(batches)
     size = batch["frames"].shape[-2]
     spec = ModelSpec(config.model, grid, config.data.views, config.data.times, size, config.sigma.shift)
@@ -155,6 +180,7 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
     layout.check_widths(config.model)
     forward = make_forward(graph)
     validate = make_validation(forward, config)
+    watchdog.at(done, "restoring" if done else "initializing")
     if done:
         shapes = jax.eval_shape(lambda params: fresh_state(params, config), shapes)
         state = checkpoints.restore(layout.placed_shapes(shapes))
@@ -164,32 +190,38 @@ def prepare(config: TrainConfig, folder: Path, start: Start) -> Run:
         state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
         del params
     steps = CompiledSteps(make_train_step(forward, config), config, part)
+    watchdog.at(done, "compiling")
     print(f"{config.name}: {origin}; mesh {describe(mesh.shape)}; {kernel}")
     print(describe_cost(steps, state, batch))
-    make_folder(config, folder, start.overwrite, None if done else init_from)
-    checkpoints = checkpoints or Checkpoints(folder)
-    writer = MetricsWriter(folder, done)
-    return Run(config, folder, spec, state, done, batches, batch, steps, validate, checkpoints, writer)
+    peers.of_first("make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from))
+    checkpoints = checkpoints or Checkpoints(folder, peers)
+    writer = MetricsWriter(folder, done) if peers.first else None
+    return Run(config, folder, spec, state, done, batches, batch, steps, validate, checkpoints, writer, peers, watchdog)
 
 
 def train(run: Run, stop: "StopSignal") -> None:
     """The loop, in the order that the module's docstring gives."""
     stop.training = True
     config, first, waited, began = run.config, run.done, 0.0, time.monotonic()
-    with tqdm(total=config.steps, initial=first, unit="step", dynamic_ncols=True) as progress:
+    with tqdm(
+        total=config.steps, initial=first, unit="step", dynamic_ncols=True, disable=not run.peers.first
+    ) as progress:
         running = None
         try:
             for number in range(first + 1, config.steps + 1):
+                run.watchdog.at(number, "step")
                 run.state, metrics = run.steps(run.state, run.batch)
                 run.done = number
                 run.checkpoints.check()
+                run.watchdog.at(number, "waiting for data")
                 asked = time.monotonic()
                 run.batch = next(run.batches)
                 waited += time.monotonic() - asked
+                run.watchdog.at(number, "step")
                 if running:
                     finish_step(run, *running, progress)
                 running = (number, metrics)
-                stopping = stop.asked or number == config.steps
+                stopping = stop.reached(number - first) or number == config.steps
                 evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
                 saving = stopping or number % config.save_every == 0
                 if evaluating or saving:
@@ -226,14 +258,17 @@ def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], progress: 
     progress.update()
     rate = config.data.batch_size * (progress.format_dict["rate"] or 0)
     progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
-    if number % config.log_every == 0:
+    if run.writer and number % config.log_every == 0:
         lr = float(learning_rate(config.optim, config.steps)((number - 1) // config.optim.accumulate))
         run.writer.write(number, {f"train/{name}": value for name, value in {**values, "lr": lr}.items()})
 
 
 def evaluate(run: Run, progress: tqdm) -> None:
     """Validates the average of the parameters: numbers, and a sheet of sampled grids beside the truth."""
+    run.watchdog.at(run.done, "validation")
     numbers, sheet = run.validate(run.average())
+    if not run.writer:
+        return
     run.writer.write(run.done, numbers)
     run.writer.picture(run.done, "validation", sheet)
     (run.folder / "sheets").mkdir(exist_ok=True)
@@ -360,13 +395,23 @@ def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> 
 class StopSignal:
     """Notes SIGTERM and the first Ctrl-C, so that the loop can save and stop between two steps.
 
-    The second Ctrl-C stops at once, and so do both before training, when there is nothing to save.
+    The second Ctrl-C stops at once, and so do both before training, when there is nothing to save. Among several processes
+    JAX hears the SIGTERM of each and finds the step after which all can stop; the first step, if it comes before training.
     """
+
+    def __init__(self, peers: Peers = ALONE):
+        self._alone = peers.count == 1
 
     def __enter__(self) -> "StopSignal":
         self.asked = self.interrupted = self.training = False
-        self._before = {sign: signal.signal(sign, self._note) for sign in (signal.SIGTERM, signal.SIGINT)}
+        noted = (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,)
+        self._before = {sign: signal.signal(sign, self._note) for sign in noted}
         return self
+
+    def reached(self, steps: int) -> bool:
+        """Whether to stop now; asked once after every step of this training, `steps` so far."""
+        self.asked = self.asked if self._alone else multihost_utils.reached_preemption_sync_point(steps)
+        return self.asked
 
     def _note(self, sign: int, _: Any) -> None:
         if sign == signal.SIGINT and (self.interrupted or not self.training):
@@ -374,6 +419,8 @@ class StopSignal:
         if not self.training:
             raise SystemExit(128 + sign)
         self.asked, self.interrupted = True, sign == signal.SIGINT
+        if not self._alone:
+            signal.raise_signal(signal.SIGTERM)  # which JAX tells the others
 
     def __exit__(self, *_: Any) -> None:
         for sign, handler in self._before.items():

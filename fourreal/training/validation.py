@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fourreal.config import TrainConfig
 from fourreal.data.pipeline import evaluation_batches
@@ -46,7 +48,9 @@ def make_validation(forward: Callable, config: TrainConfig) -> Callable[[Params]
 
         return to_uint8(sample_grid(model, to_unit(frames), given, noise, levels, prediction))
 
-    losses, sample = jax.jit(losses, static_argnames="context"), jax.jit(sample, static_argnames="context")
+    mesh = jax.sharding.get_mesh()
+    whole = None if mesh.empty else NamedSharding(mesh, P())  # every process can read the results
+    losses, sample = (jax.jit(f, static_argnames="context", out_shardings=whole) for f in (losses, sample))
 
     def validate(params: Params) -> tuple[dict[str, float], np.ndarray]:
         loss, scores, sheets = [], [], []

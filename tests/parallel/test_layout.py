@@ -1,5 +1,7 @@
 """The mesh's sizes, the table of parameters, and where activations and batches go."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from fourreal.config import TrainConfig
 from fourreal.models import GridDiT, GridDiTConfig, VideoDiT
 from fourreal.models.build import fresh_params, split_model
-from fourreal.models.weights import flat_names
+from fourreal.models.weights import flat_names, open_weights, save_weights
 from fourreal.parallel import activations, layout
 from fourreal.parallel.mesh import MeshConfig, make_mesh
+from fourreal.training.initialize import read_placed
 from fourreal.training.state import fresh_state
 
 
@@ -136,6 +139,43 @@ def test_batch_is_cut_over_examples_and_views_and_a_process_reads_what_its_devic
         placed = layout.put_batch({"given": frames, "cameras_known": frames[:, 0, 0]}, shapes, (0, 1))
     assert {shard.data.shape for shard in placed["given"].addressable_shards} == {(2, 1, 2)}
     np.testing.assert_array_equal(placed["given"], frames)
+
+
+@pytest.mark.parametrize("size", [4, 6, 16])
+def test_part_of_a_batch_is_the_smallest_that_holds_a_processes_rows(size):
+    for first in range(size):
+        for end in range(first + 1, size + 1):
+            which, parts = layout.smallest_part(first, end, size)
+            fits = {
+                (at, count)
+                for count in range(1, size + 1)
+                for at in range(count)
+                if size % count == 0 and at * size // count <= first and end <= (at + 1) * size // count
+            }
+            assert (which, parts) == max(fits, key=lambda part: part[1])
+
+
+def test_weights_are_read_where_they_live_each_part_once(tmp_path):
+    values = np.arange(2 * 24 * 8, dtype=np.float32).reshape(2, 24, 8)
+    save_weights(tmp_path, {"base": values}, {}, dtype="float32")
+    with mesh(data=2, fsdp=2, tensor=2), open_weights(tmp_path) as tensors:
+        read = []
+        tensor = dataclasses.replace(tensors["base"], slices=Recorded(tensors["base"].slices, read))
+        placed = read_placed(tensor, NamedSharding(jax.sharding.get_mesh(), P(None, ("fsdp", "grid"), "tensor")))
+    np.testing.assert_array_equal(placed, values)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 12, 4)}
+    assert read == [(2, 12, 4)] * 4  # the two groups of data hold the same
+
+
+class Recorded:
+    """Notes the shapes of what is read."""
+
+    def __init__(self, slices, read: list):
+        self.slices, self.read = slices, read
+
+    def __getitem__(self, index):
+        self.read.append(self.slices[index].shape)
+        return self.slices[index]
 
 
 def _rngs():
