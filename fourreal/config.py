@@ -57,6 +57,8 @@ class TrainConfig:
     """steps between checkpoints; one is always saved at the end"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
+    profile_steps: int = 0
+    """steps to trace with JAX's profiler, from the tenth on, into the run's folder `profile`; 0: none"""
     watchdog_minutes: float = 10.0
     """minutes without progress after which every process says where it stands; 0: never"""
 
@@ -68,7 +70,14 @@ class TrainConfig:
         for setting, value in flat_settings(to_json(self)).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{setting} is nan: give a number")
-        for field, least in (("steps", 1), ("eval_grids", 1), ("save_every", 1), ("log_every", 1), ("eval_every", 0)):
+        for field, least in (
+            ("steps", 1),
+            ("eval_grids", 1),
+            ("save_every", 1),
+            ("log_every", 1),
+            ("eval_every", 0),
+            ("profile_steps", 0),
+        ):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}: give {least} or more")
         if not 0 <= self.watchdog_minutes < math.inf:

@@ -49,6 +49,7 @@ from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.initialize import initial_params
 from fourreal.training.metrics import MetricsWriter
 from fourreal.training.optimizer import learning_rate
+from fourreal.training.profile import Profile
 from fourreal.training.state import State, fresh_state, join_params
 from fourreal.training.step import CAMERAS, make_train_step
 from fourreal.training.validation import make_validation
@@ -62,6 +63,7 @@ FREE = (
     "eval_grids",
     "save_every",
     "log_every",
+    "profile_steps",
     "watchdog_minutes",
     "data.source",
     "data.threads",
@@ -206,11 +208,13 @@ def train(run: Run, stop: "StopSignal") -> None:
     with tqdm(
         total=config.steps, initial=first, unit="step", dynamic_ncols=True, disable=not run.peers.first
     ) as progress:
-        running = None
+        running, profile = None, Profile(run.folder / "profile", first, config.profile_steps)
         try:
             for number in range(first + 1, config.steps + 1):
                 run.watchdog.at(number, "step")
+                profile.before(number)
                 run.state, metrics = run.steps(run.state, run.batch)
+                profile.after(number, metrics)
                 run.done = number
                 run.checkpoints.check()
                 run.watchdog.at(number, "waiting for data")
@@ -239,6 +243,7 @@ def train(run: Run, stop: "StopSignal") -> None:
             run.save()
             raise FloatingPointError(f"{error}; the last good parameters are saved in {run.folder}") from None
         finally:
+            profile.close()
             run.close()
     took, trained = time.monotonic() - began, run.done - first
     print(
