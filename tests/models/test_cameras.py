@@ -77,7 +77,7 @@ def test_unknown_cameras_are_as_no_cameras_and_known_ones_matter(tiny, fusion):
     x, sigma, given = tiny.grid(VIEWS, 2).values()
     plain = forward(params, x, sigma, given)
     half = forward(params, x, sigma, given, cameras=batched(around(), (False, True)))
-    np.testing.assert_array_equal(half[0], plain[0])
+    np.testing.assert_allclose(half[0], plain[0], atol=2e-6)  # numbers near 1; another program sums in another order
     assert np.abs(half[1] - plain[1]).max() > 0.01
 
 
@@ -87,7 +87,7 @@ def test_fresh_model_ignores_cameras(tiny):
     x, sigma, given = tiny.grid(VIEWS, 2).values()
     forward = tiny.forward(base, fusion)
     told = forward(params, x, sigma, given, cameras=batched(around(), (True, True)))
-    np.testing.assert_array_equal(told, forward(params, x, sigma, given))
+    np.testing.assert_allclose(told, forward(params, x, sigma, given), atol=2e-6)  # as above
 
 
 def test_view_stream_alone_is_the_base_on_freeze_time_videos_with_their_cameras(tiny):
