@@ -158,25 +158,25 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
         mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=fsdp)
         flags, lighter = [f"--mesh.data {topology.slices} --mesh.fsdp {fsdp}"], dataclasses.replace(config, mesh=mesh)
         yield " ".join(flags), lighter, topology
-    if config.model.remat != "full":
-        flags, lighter = (
-            [*flags, "--model.remat full"],
-            dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat="full")),
-        )
-        yield " ".join(flags), lighter, topology
+    remats = ["full", "offload"] if topology.chip.sides else ["full"]
+    for policy in remats[remats.index(config.model.remat) + 1 if config.model.remat in remats else 0 :]:
+        lighter = dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat=policy))
+        yield " ".join([*flags, f"--model.remat {policy}"]), lighter, topology
+    remat = [f"--model.remat {lighter.model.remat}"] if lighter.model.remat != config.model.remat else []
     batch = config.data.batch_size // 2
     while batch:
         data = dataclasses.replace(config.data, batch_size=batch)
-        yield " ".join([*flags, f"--data.batch-size {batch}"]), dataclasses.replace(lighter, data=data), topology
+        yield (
+            " ".join([*flags, *remat, f"--data.batch-size {batch}"]),
+            dataclasses.replace(lighter, data=data),
+            topology,
+        )
         batch //= 2
     if topology.chips < 2**12:
         larger = topology.larger()
         more = dataclasses.replace(lighter.mesh, data=topology.slices, fsdp=-1)
-        yield (
-            f"--topology {larger.name} --mesh.data {topology.slices} --mesh.fsdp -1",
-            dataclasses.replace(lighter, mesh=more),
-            larger,
-        )
+        flags = [f"--topology {larger.name} --mesh.data {topology.slices} --mesh.fsdp -1", *remat]
+        yield " ".join(flags), dataclasses.replace(lighter, mesh=more), larger
 
 
 def say(line: str) -> None:

@@ -106,6 +106,24 @@ def test_where_nothing_fits_the_line_names_what_was_tried(config, answers):
         plan.fitting_step(config, V5E, (64, 64), search=60)
 
 
+@pytest.mark.parametrize(
+    ("remat", "topology", "policies"),
+    [
+        ("matmuls", "v5e:4x4", ["full", "offload"]),
+        ("full", "v5e:4x4", ["offload"]),
+        ("offload", "v5e:4x4", []),
+        ("matmuls", "h100:8", ["full"]),
+    ],
+)
+def test_what_is_tried_next_keeps_less_of_a_layer_and_says_so_to_the_end(config, remat, topology, policies):
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+    tried = [*plan.easier(config, parse_topology(topology))]
+    own = [flags.split("--model.remat ")[1] for flags, *_ in tried if "--model.remat " in flags]
+    assert [policy.split()[0] for policy in own[: len(policies)]] == policies
+    for flags, lighter, _ in tried:
+        assert (f"--model.remat {lighter.model.remat}" in flags) == (lighter.model.remat != remat)
+
+
 def test_easier_settings_keep_data_across_slices_and_the_grid_axis(config):
     mesh = dataclasses.replace(config.mesh, grid=2)
     for _, lighter, topology in plan.easier(
