@@ -245,8 +245,8 @@ BREAKS = [
     ),
     Break(
         "models/grid_dit.py",
-        "if synced else (y_v, y_t)), None",
-        "if synced else (swap_view_time(y_t), y_t)), None",
+        "if synced else (y_v, y_t)",
+        "if synced else (swap_view_time(y_t), y_t)",
         GRID_DIT + "unsynchronized_streams_never_cross_whatever_the_depth",
     ),
     Break(
@@ -374,8 +374,8 @@ BREAKS = [
     ),
     Break(
         "training/cost.py",
-        'if equation.primitive.name == "scan" else 1',
-        "if False else 1",
+        'repeats = parameters["length"]',
+        "repeats = 1",
         "training/test_cost.py::test_body_of_a_scan_counts_as_often_as_it_runs_also_under_jit_and_checkpoint",
     ),
     Break(

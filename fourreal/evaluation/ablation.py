@@ -42,6 +42,7 @@ from fourreal.models.build import Params, make_forward, split_model
 from fourreal.models.checkpoints import RUN_WEIGHTS
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.weights import CONFIG
+from fourreal.parallel.mesh import make_mesh
 from fourreal.serialize import differences, from_json, to_json
 from fourreal.training.cost import matmul_flops
 from fourreal.training.loop import FREE, Run, Start, StopSignal, locked, prepare, train
@@ -178,7 +179,7 @@ def ablate(config: AblationConfig, runs: Path, files: Path, stop: StopSignal) ->
         if is_finished(file, run_config, config.test_grids) and not needed:
             print(f"{run_config.name}: finished, in {file}")
             continue
-        with locked(folder):
+        with locked(folder), jax.set_mesh(make_mesh(run_config.mesh)):
             record = train_run(run_config, folder, None if folder == base else base, config.test_grids, stop)
         if stop.asked:
             return
@@ -280,7 +281,7 @@ def is_finished(file: Path, config: TrainConfig, test_grids: int) -> bool:
             changed = {
                 name: pair
                 for name, pair in differences(stored, to_json(config)).items()
-                if name == "steps" or name not in FREE
+                if name == "steps" or not name.startswith(FREE)
             }
             if run["test_grids"] != test_grids:
                 changed["test_grids"] = (run["test_grids"], test_grids)
