@@ -92,13 +92,11 @@ class StopAfter:
     """A stop that is asked for when `steps` steps are done, as the loop sees it; none: never."""
 
     def __init__(self, steps: int | None = None):
-        self.left = steps
+        self.steps, self.asked = steps, False
 
-    @property
-    def asked(self) -> bool:
-        if self.left is not None:
-            self.left -= 1
-        return self.left is not None and self.left <= 0
+    def reached(self, steps: int) -> bool:
+        self.asked = self.steps is not None and steps >= self.steps
+        return self.asked
 
 
 @pytest.fixture(scope="module")
