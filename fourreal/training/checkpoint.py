@@ -18,7 +18,6 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
 from fourreal.parallel.distributed import ALONE, Peers
@@ -175,8 +174,3 @@ def _failure(step: int, error: Exception) -> OSError:
     errno = int(code[1]) if code else getattr(error, "errno", None)
     reason = os.strerror(errno) if errno else " ".join(str(error).split())[:200]
     return OSError(f"the checkpoint of {step} steps could not be saved: {reason}")
-
-
-def shapes_of(state: State) -> State:
-    """Shapes, types and shardings of a state."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), state)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fourreal.training.checkpoint import SEAL, Checkpoints, drop_broken, shapes_of
+from fourreal.parallel.layout import placed_shapes
+from fourreal.training.checkpoint import SEAL, Checkpoints, drop_broken
 
 FILES = (  # one of each kind that a checkpoint consists of
     SEAL,
@@ -41,7 +42,7 @@ def state(step: int, size: int = 50) -> dict:
 
 
 def assert_restores(checkpoints: Checkpoints, step: int) -> None:
-    found = checkpoints.restore(shapes_of(state(step)))
+    found = checkpoints.restore(placed_shapes(state(step)))
     jax.tree.map(np.testing.assert_array_equal, found, state(step))
 
 
@@ -136,14 +137,14 @@ def test_broken_frozen_part_is_refused_with_its_name(folder):
     with pytest.raises(
         ValueError, match=r"run/frozen, which all checkpoints need, is broken \(.*damaged\): put a copy"
     ):
-        checkpoints.restore(shapes_of(state(6)))
+        checkpoints.restore(placed_shapes(state(6)))
     checkpoints.close()
 
 
 def test_whole_checkpoint_of_other_shapes_is_a_misfit_and_no_damage(folder):
     checkpoints = Checkpoints(folder)
     with pytest.raises(ValueError, match="does not fit this config"):
-        checkpoints.restore(shapes_of(state(6, size=60)))
+        checkpoints.restore(placed_shapes(state(6, size=60)))
     checkpoints.close()
     assert Checkpoints(folder).done == 6
 

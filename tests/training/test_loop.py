@@ -28,9 +28,10 @@ from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, split_model
 from fourreal.models.checkpoints import ModelSpec
 from fourreal.models.weights import fit_weights, flat_names, read_config, read_weights, save_weights
+from fourreal.parallel.layout import placed_shapes
 from fourreal.serialize import from_json, to_json
 from fourreal.training import checkpoint, loop
-from fourreal.training.checkpoint import Checkpoints, shapes_of
+from fourreal.training.checkpoint import Checkpoints
 from fourreal.training.loop import Start, check_folder, locked, make_folder, run
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
@@ -120,7 +121,7 @@ def state_of(folder: Path, config: TrainConfig = GRID) -> dict:
     """The newest checkpoint, flat by path."""
     shapes = jax.eval_shape(lambda: fresh_state(fresh_params(config.model, config.grid, 0), config))
     checkpoints = Checkpoints(folder)
-    state = checkpoints.restore(shapes_of(shapes))
+    state = checkpoints.restore(placed_shapes(shapes))
     checkpoints.close()
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
