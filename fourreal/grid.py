@@ -43,10 +43,20 @@ def clip_hints(clip: Float[Array, "*lead f h w c"], given: Bool[Array, "*lead f"
 
 
 def grid_hints(grid: Float[Array, "b v t h w c"], given: Bool[Array, "b v t"]) -> Float[Array, "b v t 2 h w c+1"]:
-    """For each cell, the nearest given frames of its own view (0) and of its own time (1); see `clip_hints`."""
-    own_view = clip_hints(grid, given)
-    own_time = swap_view_time(clip_hints(swap_view_time(grid), swap_view_time(given)))
-    return jnp.stack([own_view, own_time], axis=3)
+    """For each cell, the nearest given frames of its own view (0) and of its own time (1); last channel 1.
+
+    A view (or time) without a given frame borrows the pictures of the nearest one that has any; the last channel is then 0.
+    """
+    own_time = swap_view_time(_with_borrowed(swap_view_time(grid), swap_view_time(given)))
+    return jnp.stack([_with_borrowed(grid, given), own_time], axis=3)
+
+
+def _with_borrowed(clips: Float[Array, "b n f h w c"], given: Bool[Array, "b n f"]) -> Float[Array, "b n f h w c+1"]:
+    """`clip_hints` of every clip; one without a given frame has the pictures of the nearest that has one, not the flag."""
+    hints = clip_hints(clips, given)
+    lender, _ = nearest_given(jnp.any(given, axis=-1))
+    pictures = jnp.take_along_axis(hints[..., :-1], lender[..., None, None, None, None], axis=1)
+    return jnp.concatenate([pictures, hints[..., -1:]], axis=-1)
 
 
 def cell_sigma(

@@ -61,21 +61,23 @@ def nearest(given: np.ndarray, position: int) -> int | None:
     return min(np.flatnonzero(given), key=lambda g: (abs(g - position), g), default=None)
 
 
-def test_hints_are_the_nearest_given_cells_of_the_own_view_and_of_the_own_time():
-    x = ranks(3, 3, 4, 2, 2, 3) + 1  # no zero among the pixels
-    given = np.random.default_rng(0).random((3, 3, 4)) < 0.3
-    given[1] = False
-    assert not given.any(2).all() and not given.any(1).all()  # somewhere there is no hint
+def test_hints_are_the_nearest_given_cells_of_the_own_or_the_nearest_view_and_time():
+    x = ranks(4, 3, 4, 2, 2, 3) + 1  # no zero among the pixels
+    given = np.random.default_rng(0).random((4, 3, 4)) < 0.3
+    given[1], given[2] = False, False
+    given[2, 1, 2] = True
+    assert not given.any(2).all() and not given.any(1).all()
     hints = np.asarray(grid.grid_hints(jnp.asarray(x), jnp.asarray(given)))
-    assert hints.shape == (3, 3, 4, 2, 2, 2, 4)
+    assert hints.shape == (4, 3, 4, 2, 2, 2, 4)
     for b, v, t in np.ndindex(given.shape):
-        own_view, own_time = nearest(given[b, v], t), nearest(given[b, :, t], v)
-        for slot, cell in ((0, (v, own_view)), (1, (own_time, t))):
-            if None in cell:
-                np.testing.assert_array_equal(hints[b, v, t, slot], 0)
-            else:
-                np.testing.assert_array_equal(hints[b, v, t, slot, ..., :3], x[b, *cell])
-                np.testing.assert_array_equal(hints[b, v, t, slot, ..., 3], 1)
+        if not given[b].any():
+            np.testing.assert_array_equal(hints[b, v, t], 0)
+            continue
+        of_view, of_time = nearest(given[b].any(1), v), nearest(given[b].any(0), t)
+        cells = (of_view, nearest(given[b, of_view], t)), (nearest(given[b, :, of_time], v), of_time)
+        for slot, (cell, own) in enumerate(zip(cells, (of_view == v, of_time == t), strict=True)):
+            np.testing.assert_array_equal(hints[b, v, t, slot, ..., :3], x[b, *cell])
+            np.testing.assert_array_equal(hints[b, v, t, slot, ..., 3], own)
 
 
 def test_sigma_of_an_example_reaches_all_of_its_unknown_cells():
