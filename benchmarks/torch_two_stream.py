@@ -1,11 +1,13 @@
 """The soft-sync two-stream model of `fourreal.models`, its training step and its sampler in PyTorch, to be timed against ours.
 
 The same arithmetic with what PyTorch has for it: `scaled_dot_product_attention`, fused layer norm, RMS norm, GELU and AdamW,
-one matmul where several share an input. Pixels, x0-prediction, hints, no text and the mean readout, as in `configs/nano.py`
-and `configs/tiny.py`. `against_torch.py` loads our parameters into it and shows outputs and gradients to be equal first.
+one matmul where several share an input; autocast where our matmuls are bfloat16, checkpointed layers where ours are. Pixels,
+x0-prediction, hints (some frame of every view and time is given), no text and the mean readout, as in `configs/nano.py`,
+`tiny.py` and `large.py`. `against_torch.py` loads our parameters into it and shows outputs and gradients to be equal first.
 """
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fourreal.config import TrainConfig
 from fourreal.models.layers import rotary_angles
@@ -44,7 +47,7 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = rotate(self.query_norm(q), cos, sin), rotate(self.key_norm(k), cos, sin)
+        q, k = rotate(self.query_norm(q.float()), cos, sin), rotate(self.key_norm(k.float()), cos, sin)
         q, k, v = (rearrange(part, "b n f s (h e) -> (b n) h (f s) e", h=self.heads) for part in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v)
         return rearrange(out, "(b n) h (f s) e -> b n f s (h e)", n=x.shape[1], f=x.shape[2])
@@ -79,9 +82,9 @@ class SoftSync(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """`TwoStream(config)(grid, sigma, given)`: the raw output for a noised grid [b, v, t, h, w, 3]."""
+    """`TwoStream(config, size)(grid, sigma, given)`: the raw output for a noised grid [b, v, t, size, size, 3]."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, size: int):
         super().__init__()
         model, width = config.model, config.model.width
         self.config, self.patch = config, model.patch[1]
@@ -95,15 +98,21 @@ class TwoStream(nn.Module):
         self.head_modulation = nn.Parameter(torch.empty(2, width))
         self.head = nn.Linear(width, 6 * area)  # pixels and copy gates
         for stream, frames in (("v", config.data.views), ("t", config.data.times)):
-            angles = torch.from_numpy(rotary_angles(np.arange(frames), *self._patches(64), width // model.heads))
-            angles = angles.repeat(1, 1, model.heads)
+            angles = rotary_angles(np.arange(frames), size // self.patch, size // self.patch, width // model.heads)
+            angles = torch.tensor(angles).repeat(1, 1, model.heads)
             self.register_buffer(f"cos_{stream}", angles.cos())
             self.register_buffer(f"sin_{stream}", angles.sin())
 
-    def _patches(self, size: int) -> tuple[int, int]:
-        return size // self.patch, size // self.patch
-
     def forward(self, grid: Tensor, sigma: Tensor, given: Tensor) -> Tensor:
+        precision = getattr(torch, self.config.model.dtype)
+        with torch.autocast(grid.device.type, precision, enabled=precision != torch.float32):
+            return self._forward(grid, sigma, given).float()
+
+    def _layer(self, x_v: Tensor, x_t: Tensor, six_v: Tensor, six_t: Tensor, shift_scale: Tensor, block, sync):
+        y_v, y_t = block(x_v, six_v, self.cos_v, self.sin_v), block(x_t, six_t, self.cos_t, self.sin_t)
+        return sync(y_v, y_t, shift_scale)
+
+    def _forward(self, grid: Tensor, sigma: Tensor, given: Tensor) -> Tensor:
         p, height = self.patch, grid.shape[3]
         hints = grid_hints(grid, given)
         x = self.patch_embed(rearrange(grid, "b v t (h p) (w q) c -> b v t (h w) (c p q)", p=p, q=p))
@@ -116,9 +125,11 @@ class TwoStream(nn.Module):
         shift_scale = self.sync_projection(F.silu(temb)).unflatten(-1, (2, 2, -1))
         six_v, six_t = swap(six + self.context[FREEZE_TIME]), six + self.context[DYNAMIC]
         x_v, x_t = swap(x), x
+        layer = self._layer
+        if self.training and self.config.model.remat == "full":
+            layer = functools.partial(checkpoint, layer, use_reentrant=False)
         for block, sync in zip(self.blocks, self.syncs, strict=True):
-            y_v, y_t = block(x_v, six_v, self.cos_v, self.sin_v), block(x_t, six_t, self.cos_t, self.sin_t)
-            x_v, x_t = sync(y_v, y_t, shift_scale)
+            x_v, x_t = layer(x_v, x_t, six_v, six_t, shift_scale, block, sync)
         out = (swap(self._decode(x_v, swap(temb))) + self._decode(x_t, temb)) / 2
         out = rearrange(out, "b v t (h w) (p q k) -> b v t (h p) (w q) k", h=height // p, p=p, q=p)
         pixels, gates = out.split(3, dim=-1)

@@ -1,14 +1,23 @@
-"""Time of a training step and of a sampled grid, with FLOPs and memory, for one config on this machine, as JSON.
+"""Time of a training step and of a sampled grid, with FLOPs, memory and what costs most, for one config here, as JSON.
 
 python benchmarks/training.py configs/nano.py --repeats 5
+python benchmarks/training.py configs/large.py --size 384 --batch 1 --attention cudnn
+
+FLOPs are the model's matmuls, without what rematerialization computes again, so that their share of the chip's peak is MFU.
 """
 
 import argparse
+import collections
+import dataclasses
 import json
 import os
 import platform
+import re
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +26,7 @@ from fourreal.config import load_config
 from fourreal.models.build import fresh_params, make_forward, split_model
 from fourreal.models.checkpoints import ModelSpec
 from fourreal.models.kernels import resolve_kernel
+from fourreal.parallel.chips import CHIPS
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.state import fresh_state
@@ -34,6 +44,45 @@ def seconds(function, repeats: int) -> float:
     return statistics.median(times)
 
 
+def top_costs(function: Callable[[], object], count: int) -> list[dict]:
+    """The operations that take most of a call's time, by name without its number, from JAX's profiler.
+
+    Of a GPU or TPU the time on the device; of a CPU that of all its threads, of operations within operations twice.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            function()
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
+    seconds, calls = collections.Counter(), collections.Counter()
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    for line in (line for plane in devices or planes for line in plane.lines):
+        if (devices and line.name.startswith("Stream")) or line.name.startswith(("XLA Ops", "tf_XLA")):
+            for event in line.events:
+                name = re.sub(r"[._\d]+$", "", event.name)
+                seconds[name] += event.duration_ns / 1e9
+                calls[name] += 1
+    seconds = {name: taken for name, taken in seconds.items() if "Execut" not in name}
+    total = sum(seconds.values())
+    dearest = sorted(seconds, key=seconds.get, reverse=True)[:count]
+    return [
+        {
+            "name": name[:80],
+            "calls": calls[name],
+            "s": round(seconds[name], 4),
+            "share": round(seconds[name] / total, 3),
+        }
+        for name in dearest
+    ]
+
+
+def utilization(device: jax.Device, flops: float, taken: float) -> float | None:
+    """MFU: the share of the chip's bfloat16 peak; None for a chip that is not in the table."""
+    kind = device.device_kind.lower().replace("h200", "h100")  # they compute alike
+    chip = next((chip for name, chip in CHIPS.items() if name in kind), None)
+    return chip and round(flops / taken / chip.flops, 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config")
@@ -41,9 +90,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, help="grids a step; none: the config's")
+    parser.add_argument("--attention", help="kernel that must be used, or it ends; none: the platform's")
+    parser.add_argument("--remat", help="rematerialization policy; none: the config's")
+    parser.add_argument("--top", type=int, default=5, help="how many of the dearest operations to name")
     options = parser.parse_args()
 
     config = load_config(options.config)
+    if options.remat:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=options.remat))
+    if options.attention:
+        config = dataclasses.replace(config, attention=dataclasses.replace(config.attention, kernel=options.attention))
     batch_size = options.batch or config.data.batch_size
     spec = ModelSpec(config.model, config.grid, config.data.views, config.data.times, options.size)
     shape = (config.data.views, config.data.times, options.size, options.size, 3)
@@ -60,7 +116,8 @@ def main() -> None:
     graph, _ = split_model(spec.model, spec.grid, kernel)
     step = make_train_step(make_forward(graph), config)
     state = fresh_state(params, config)
-    flops = matmul_flops(step, state, batch)
+    plain, _ = split_model(dataclasses.replace(spec.model, remat="none"), spec.grid)
+    flops = matmul_flops(make_train_step(make_forward(plain), config), state, batch)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
     def train() -> None:
@@ -69,12 +126,18 @@ def main() -> None:
         jax.block_until_ready((state, metrics))
 
     train_s = seconds(train, options.repeats)
+    train_top = top_costs(train, options.top)
+    state = None  # makes room
     pipe = GridPipeline(spec, fresh_params(spec.model, spec.grid, 0))
     sample_s = seconds(lambda: pipe(frames, given, steps=options.steps), options.repeats)
+    cells = jax.ShapeDtypeStruct((1, *shape), np.float32), jax.ShapeDtypeStruct((1, *given.shape), np.float32)
+    sample_flops = options.steps * matmul_flops(make_forward(plain), pipe.params, *cells, given[None])
     report = {
         "config": options.config,
         "device": device.device_kind,
         "kernel": str(kernel),
+        "kernel_calls": {name: compiled.as_text().count(name) for name in ("__cudnn$fmha", "tpu_custom_call")},
+        "remat": config.model.remat,
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "jax": jax.__version__,
@@ -84,9 +147,14 @@ def main() -> None:
         "train_grids_per_s": round(batch_size / train_s, 3),
         "train_gflop": round(flops / 1e9, 1),
         "train_gflop_per_s": round(flops / 1e9 / train_s, 1),
+        "train_mfu": utilization(device, flops, train_s),
+        "train_top": train_top,
         "train_mib": compiled_bytes(compiled)["total"] >> 20,
         "sample_steps": options.steps,
         "sample_s": round(sample_s, 3),
+        "sample_gflop_per_s": round(sample_flops / 1e9 / sample_s, 1),
+        "sample_mfu": utilization(device, sample_flops, sample_s),
+        "sample_top": top_costs(lambda: pipe(frames, given, steps=options.steps), options.top),
     }
     print(json.dumps(report, indent=2))
 

@@ -8,6 +8,7 @@ Levels go from 1 to 0. Given cells are reset to their clean frames before every 
 arrives at x0 itself.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -31,8 +32,11 @@ def noise_levels(steps: int, shift: float = 1.0) -> Float[np.ndarray, "steps+1"]
 
 def cell_noise(seed: int, views: int, times: int, frame: tuple[int, int, int]) -> Float[Array, "v t h w c"]:
     """Noise keyed by (seed, v, t): a cell's noise does not depend on the grid's size or on the devices."""
-    key = jax.random.key(seed)
+    return _cell_noise(jax.random.key(seed), views, times, frame)
 
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _cell_noise(key: jax.Array, views: int, times: int, frame: tuple[int, int, int]) -> jax.Array:
     def draw(v: jax.Array, t: jax.Array) -> jax.Array:
         return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, v), t), frame)
 

@@ -44,7 +44,6 @@ from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.weights import CONFIG
 from fourreal.parallel.mesh import make_mesh
 from fourreal.serialize import differences, from_json, to_json
-from fourreal.training.cost import matmul_flops
 from fourreal.training.loop import FREE, Run, Start, StopSignal, locked, prepare, train
 from fourreal.training.validation import STEPS
 
@@ -225,7 +224,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 def flops_a_step(run: Run) -> int:
     """Matmul FLOPs of one step on grids, forward and backward."""
-    return matmul_flops(run.steps.function, run.state, run.steps.inputs(run.batch)[0])
+    return run.steps.program(run.state, run.batch)[1]
 
 
 def make_scorer(config: TrainConfig, count: int) -> Callable[[Params, str], dict[str, list[float]]]:

@@ -35,7 +35,7 @@ class Evaluate:
     samples: int = 8
     """samples for the rows of their mean and of the best of them"""
     control_grids: int = 12
-    """grids for those rows and for the same weights with parts left out, which take most of the time"""
+    """grids for those rows and for the same weights without cameras or with parts left out, which take most of the time"""
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
     out: Annotated[str | None, PATH] = None

@@ -1,8 +1,8 @@
 """Evaluation: every checkpoint and every baseline on the same grids, scored grid by grid, resumable.
 
-Rows of a checkpoint: its samples at each step count (the first one over `seeds` seeds), at 1 step, without the cameras
-if it takes them, and on the first `control_grids` grids the mean of `samples` samples, the best of them, and the same
-weights with parts left out: the output of the time stream alone, of the view stream alone, and streams that never meet.
+Rows of a checkpoint: its samples at each step count (the first one over `seeds` seeds), at 1 step, and on the first
+`control_grids` grids the mean of `samples` samples, the best of them, the same weights with parts left out (the output of
+the time stream alone, of the view stream alone, and streams that never meet), and without the cameras if it takes them.
 A network that answers with the mean of all that may be true is told by its 1 step or its mean of samples scoring as
 well as its samples. The best of the samples is chosen by PSNR with the truth at hand: what luck could give, not what a
 user gets.
@@ -154,7 +154,7 @@ def checkpoint_rows(
     protocol: Protocol,
     control: bool,
 ) -> Rows:
-    """The scores of a checkpoint's rows on one grid; `control`: also those of its samples together and its `variants`."""
+    """The scores of a checkpoint's rows on one grid; `control`: also those that take most of the time."""
 
     def score(prediction: np.ndarray) -> Score:
         return score_grid(prediction, grid.truth, grid.given, lpips)
@@ -165,8 +165,6 @@ def checkpoint_rows(
     for steps in dict.fromkeys([*others, 1]):
         if steps != main:
             rows[steps_row(steps)] = [score(sample(pipe, grid, steps))]
-    if pipe.config.model.cameras and grid.cameras is not None:
-        rows[f"{steps_row(main)}, cameras unknown"] = [score(sample(pipe, grid, main, told=False))]
     if control:
         unknown = ~grid.given[:, :, None, None]
         mean = np.round(np.mean(samples, axis=0)).astype(np.uint8)
@@ -174,6 +172,8 @@ def checkpoint_rows(
         rows[f"mean of {len(samples)} samples"] = [score(mean)]
         rows[f"best of {len(samples)} samples"] = [score(best)]
         rows |= {name: [score(sample(variant, grid, main))] for name, variant in variants.items()}
+        if pipe.config.model.cameras and grid.cameras is not None:
+            rows[f"{steps_row(main)}, cameras unknown"] = [score(sample(pipe, grid, main, told=False))]
     return rows
 
 

@@ -149,7 +149,7 @@ def describe_step(question: Question) -> dict[str, Any]:
     from fourreal.parallel import gpu_memory, hlo, layout
     from fourreal.parallel.mesh import make_mesh
     from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
-    from fourreal.training.loop import compile_step
+    from fourreal.training.loop import trace_step
     from fourreal.training.state import fresh_state
     from fourreal.training.step import make_train_step
 
@@ -185,7 +185,7 @@ def describe_step(question: Question) -> dict[str, Any]:
         jaxpr = jax.make_jaxpr(traced)(state, inputs).jaxpr
         began = time.monotonic()
         try:
-            compiled = compile_step(compiles, state, inputs)
+            compiled = trace_step(compiles, state, inputs).lower().compile()
         except jax.errors.JaxRuntimeError as error:
             return too_large(str(error))
     program = hlo.parse(compiled.as_text())

@@ -7,12 +7,15 @@ from typing import Any
 import jax
 from jax.extend import core
 
+CUDNN_MATMULS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}  # the logits once more
+
 
 def matmul_flops(function: Callable, *arguments: Any) -> int:
     """FLOPs of all matmuls of a call on all devices together, 2 per multiply-add.
 
     A scan's body counts as often as it runs, a `shard_map`'s on every device, a Pallas kernel's at every point of its grid;
-    of a condition's branches, the dearest. The compiler's own count takes the body of a loop once and sees no kernels.
+    cuDNN's attention counts as its formulas do, and of a condition's branches the dearest. The compiler's own count takes the
+    body of a loop once and sees no kernels.
     """
     return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -26,6 +29,10 @@ def jaxpr_flops(jaxpr: core.Jaxpr) -> int:
             contracted = parameters["dimension_numbers"][0][0]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        elif name in CUDNN_MATMULS:  # q [b q h e], k [b k h e]
+            q, k = (variable.aval.shape for variable in equation.invars[:2])
+            total += CUDNN_MATMULS[name] * 2 * math.prod(q) * k[1]
+            continue
         repeats = 1
         if name == "scan":
             repeats = parameters["length"]

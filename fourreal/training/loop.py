@@ -45,7 +45,7 @@ from fourreal.parallel.distributed import ALONE, Peers
 from fourreal.parallel.mesh import describe, make_mesh
 from fourreal.serialize import differences, from_json, to_json
 from fourreal.training.checkpoint import Checkpoints
-from fourreal.training.cost import compiled_bytes, matmul_flops
+from fourreal.training.cost import compiled_bytes, jaxpr_flops
 from fourreal.training.initialize import initial_params
 from fourreal.training.metrics import MetricsWriter
 from fourreal.training.optimizer import learning_rate
@@ -353,43 +353,45 @@ class CompiledSteps:
         self.function, self.kind, self.part = train_step, config.data.kind, part
         self.pixels_per_token = config.model.patch[1] * config.model.patch[2]
         self.arrays = ("frames", "given", *(CAMERAS if config.model.cameras else ()))
-        self._programs: dict[str | None, jax.stages.Compiled] = {}
+        self._programs: dict[str | None, tuple[jax.stages.Compiled, int]] = {}
 
     def inputs(self, batch: dict[str, Any]) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, str]]:
         """(the placed shapes of the arrays of the whole batch, static arguments)."""
         arrays = {name: batch[name] for name in self.arrays}
         return layout.batch_shapes(arrays, self.kind, self.part[1]), {n: batch[n] for n in ("context",) if n in batch}
 
-    def program(self, state: State, batch: dict[str, Any]) -> jax.stages.Compiled:
-        """The compiled step for such a batch."""
+    def program(self, state: State, batch: dict[str, Any]) -> tuple[jax.stages.Compiled, int]:
+        """The compiled step for such a batch, and its FLOPs."""
         shapes, static = self.inputs(batch)
         key = static.get("context")
         if key not in self._programs:
-            self._programs[key] = compile_step(self.function, state, shapes, **static)
+            traced = trace_step(self.function, state, shapes, **static)
+            self._programs[key] = traced.lower().compile(), jaxpr_flops(traced.jaxpr.jaxpr)
         return self._programs[key]
 
     def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, jax.Array]]:
         shapes, _ = self.inputs(batch)
-        return self.program(state, batch)(state, layout.put_batch(batch, shapes, self.part))
+        compiled, _ = self.program(state, batch)
+        return compiled(state, layout.put_batch(batch, shapes, self.part))
 
 
-def compile_step(train_step: Callable, state: State, batch: dict[str, jax.ShapeDtypeStruct], **static: str):
-    """The compiled step for a placed state, or its shapes, and batches of such shapes; the state is donated."""
+def trace_step(train_step: Callable, state: State, batch: dict[str, jax.ShapeDtypeStruct], **static: str):
+    """The traced step for a placed state, or its shapes, and batches of such shapes; the state is donated."""
     everywhere = NamedSharding(jax.sharding.get_mesh(), P())
     jitted = jax.jit(
         lambda state, arrays: train_step(state, arrays, **static),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
     )
-    return jitted.lower(state, batch).compile()
+    return jitted.trace(state, batch)
 
 
 def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> str:
     """Parameters, tokens, FLOPs a step and compiled memory, in one line."""
-    arrays, static = steps.inputs(batch)
-    flops = matmul_flops(lambda state, arrays: steps.function(state, arrays, **static), state, arrays)
+    arrays, _ = steps.inputs(batch)
+    compiled, flops = steps.program(state, batch)
     size = {part: sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen")}
-    memory = compiled_bytes(steps.program(state, batch))["total"]
+    memory = compiled_bytes(compiled)["total"]
     tokens = int(np.prod(arrays["frames"].shape[:-1])) // steps.pixels_per_token
     return (
         f"{size['params'] / 1e6:.2f} M parameters train, {size['frozen'] / 1e6:.2f} M are frozen; {tokens} tokens and "

@@ -36,11 +36,11 @@ def make_validation(forward: Callable, config: TrainConfig) -> Callable[[Params]
     levels = noise_levels(STEPS, config.sigma.shift)
 
     def losses(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **conditions: Any) -> jax.Array:
-        def at(sigma: float) -> jax.Array:
+        def at(sigma: jax.Array) -> jax.Array:
             level = jnp.full((frames.shape[0],), sigma)
             return batch_loss(forward, params, frames, given, level, noise, prediction, **conditions)
 
-        return jnp.stack([at(sigma) for sigma in SIGMAS])
+        return jax.lax.map(at, jnp.array(SIGMAS))
 
     def sample(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **conditions: Any) -> jax.Array:
         def model(x: jax.Array, sigma: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,11 +1,14 @@
 """FLOPs against counts by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fourreal.models import GridDiTConfig
+from fourreal.models import GridDiTConfig, attention
 from fourreal.models.build import make_forward, split_model
+from fourreal.models.kernels import Kernel
 from fourreal.training.cost import compiled_bytes, matmul_flops
 
 
@@ -41,6 +44,17 @@ def test_model_costs_what_its_layers_cost_by_hand(tiny):
     graph, shapes = split_model(base, grid)
     x, sigma = np.zeros((1, views, times, 4, 4, 3), np.float32), np.zeros((1,), np.float32)
     assert matmul_flops(make_forward(graph), shapes, x, sigma) == expected
+
+
+def test_cudnns_attention_counts_two_matmuls_forward_and_five_backward(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    q, k = (jnp.zeros((3, 2, length, 4, 16), jnp.bfloat16) for length in (300, 70))
+    attend = functools.partial(attention.attend, kernel=Kernel("cudnn"))
+    matmul = 2 * 3 * 2 * 300 * 70 * 4 * 16
+    assert matmul_flops(attend, q, k, k) == 2 * matmul
+    assert matmul_flops(lambda *x: jax.vjp(attend, *x)[1](q), q, k, k) == 7 * matmul
 
 
 def test_compiled_memory_holds_at_least_the_arguments():
