@@ -4,14 +4,15 @@ python tests/mutations.py
 
 A break is a fragment that occurs once in a file and what takes its place. It counts as caught only if the named test ran
 and failed: a test that cannot be collected, or an error outside a test, catches nothing. First all named tests must pass
-on the unbroken code. The work goes on in copies of the package and the tests, so the working tree is never touched.
+on the unbroken code. The work goes on in copies of the package and the tests, so the working tree is never touched. Each
+break has a process of its own, forked from one that has imported the libraries and nothing of ours.
 """
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pathlib import Path
 from queue import Queue
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = ("pytest", "jax", "flax.nnx", "optax", "orbax.checkpoint.v1", "grain", "tensorflow_datasets", "tyro")
 COPIED = ("fourreal", "tests", "configs", "train.py", "pyproject.toml")
 WORKERS = 2
 
@@ -63,9 +65,9 @@ BREAKS = [
     ),
     Break(
         "grid.py",
-        "own_time = swap_view_time(clip_hints(swap_view_time(grid), swap_view_time(given)))",
-        "own_time = own_view",
-        GRID + "hints_are_the_nearest_given_cells_of_the_own_view_and_of_the_own_time",
+        "own_time = swap_view_time(_with_borrowed(swap_view_time(grid), swap_view_time(given)))",
+        "own_time = _with_borrowed(grid, given)",
+        GRID + "hints_are_the_nearest_given_cells_of_the_own_or_the_nearest_view_and_time",
     ),
     Break(
         "grid.py",
@@ -528,16 +530,32 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def pytest(tree: Path, *tests: str) -> subprocess.CompletedProcess:
-    """Runs tests of a copy in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "--durations=0", "-p", "no:cacheprovider"]
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(tree / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    nodes = [f"tests/{test}" for test in tests]
-    return subprocess.run([*command, *nodes], cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
+def pytest(tree: Path, *tests: str) -> tuple[int, str]:
+    """(exit code, output) of tests of a copy in a process of their own."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([*LIBRARIES])
+    process = forks.Process(target=_pytest, args=(tree, [f"tests/{test}" for test in tests]))
+    process.start()
+    process.join(600)
+    if process.exitcode is None:
+        process.kill()
+    return process.exitcode, (tree / "output").read_text()
+
+
+def _pytest(tree: Path, nodes: list[str]) -> None:
+    with (tree / "output").open("w") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    import jax
+    import pytest
+
+    jax.config.update("jax_compilation_cache_dir", str(tree / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    sys.exit(pytest.main(["-q", "--durations=0", "-p", "no:cacheprovider", "-p", "no:xdist", *nodes]))
 
 
 def verdict(tree: Path, one: Break) -> str:
@@ -548,22 +566,21 @@ def verdict(tree: Path, one: Break) -> str:
         return f"the fragment occurs {text.count(one.old)} times"
     try:
         path.write_text(text.replace(one.old, one.new))
-        done = pytest(tree, one.test)
+        code, said = pytest(tree, one.test)
     finally:
         path.write_text(text)
-    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-200:]
-    if done.returncode == 1 and re.match(r"1 failed\b", summary) and "error" not in summary:
+    summary = (said.strip().splitlines() or ["it said nothing"])[-1]
+    if code == 1 and re.match(r"1 failed\b", summary) and "error" not in summary:
         return "caught"
     return f"not caught: {summary}"
 
 
-def run_all(breaks: list[Break]) -> dict[Break, str]:
-    """The verdict on every break; raises RuntimeError if a named test fails on unbroken code."""
+def run_all(breaks: list[Break], unbroken_first: bool = True) -> dict[Break, str]:
+    """The verdict on every break; `unbroken_first`: raises RuntimeError if a named test fails on unbroken code."""
     with tempfile.TemporaryDirectory() as temporary:
         trees: Queue[Path] = Queue()
         for worker in range(WORKERS):
             trees.put(copy_tree(Path(temporary) / str(worker)))
-        halves = [sorted({one.test for one in breaks})[worker::WORKERS] for worker in range(WORKERS)]
 
         def with_tree(work, argument):
             tree = trees.get()
@@ -573,9 +590,11 @@ def run_all(breaks: list[Break]) -> dict[Break, str]:
                 trees.put(tree)
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            for done in pool.map(lambda tests: with_tree(lambda tree, t: pytest(tree, *t), tests), halves):
-                if done.returncode != 0:
-                    raise RuntimeError(f"named tests fail on unbroken code:\n{done.stdout[-3000:]}{done.stderr[-500:]}")
+            if unbroken_first:
+                halves = [sorted({one.test for one in breaks})[worker::WORKERS] for worker in range(WORKERS)]
+                for code, said in pool.map(lambda tests: with_tree(lambda tree, t: pytest(tree, *t), tests), halves):
+                    if code != 0:
+                        raise RuntimeError(f"named tests fail on unbroken code:\n{said[-3000:]}")
             verdicts = pool.map(lambda one: with_tree(verdict, one), breaks)
             return dict(zip(breaks, verdicts, strict=True))
 

@@ -221,28 +221,36 @@ def unbroken(config, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_run_with_a_process_killed_in_a_step_and_in_a_save_is_the_run_never_killed(config, unbroken, tmp_path, count):
-    """Whichever dies, the others end by themselves; all are started again."""
-    folder, last = tmp_path / "run", count - 1
+def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_never_killed(config, unbroken, tmp_path):
+    """Whichever dies, the others end by themselves. All are started again, first as many, then fewer: always four devices."""
+    folder = tmp_path / "run"
 
-    # stopped in the middle of a step, where the others wait for it and say so, then killed
-    run = Processes(config, folder, count, 4 // count, *MIXED, "--watchdog-minutes", "0.02")
-    run.wait_until(lambda: steps_of(folder)[-1] % 6 == 2 and steps_of(folder)[-1] > 6)  # the next save is far
-    run.processes[last].send_signal(signal.SIGSTOP)
-    says = re.compile(rf"process 0 of {count} on {socket.gethostname()}: no progress for 0\.\d+ min; step (\d+), step")
-    run.wait_until(lambda: any(int(step) > 6 for step in says.findall(run.said(0))))
-    run.processes[last].kill()
-    assert_others_ended(run, last)
+    def start(count: int, *options: str) -> Processes:
+        return Processes(config, folder, count, 4 // count, *MIXED, *options)
 
-    killed = 0 if count == 4 else 1  # the one that seals, or another one
-    run = Processes(config, folder, count, 4 // count, *MIXED, "--resume")
-    run.wait_until(lambda: in_save(folder) and "resumed after" in run.said(0))
-    run.processes[killed].kill()
-    assert_others_ended(run, killed)
+    def kill_in_a_step(run: Processes, done: int) -> None:
+        """Stops one in a step after `done`, far from the next save; once the others say that they wait, kills it."""
+        count = len(run.processes)
+        run.wait_until(lambda: steps_of(folder)[-1] % 6 == 2 and steps_of(folder)[-1] > done)
+        run.processes[-1].send_signal(signal.SIGSTOP)
+        host = socket.gethostname()
+        says = re.compile(rf"process 0 of {count} on {host}: no progress for 0\.\d+ min; step (\d+), step")
+        run.wait_until(lambda: any(int(step) > done for step in says.findall(run.said(0))))
+        run.processes[-1].kill()
+        assert_others_ended(run, count - 1)
 
-    run = Processes(config, folder, count, 4 // count, *MIXED, "--resume")
-    assert run.wait() == [0] * count, run.said(0)
+    def kill_in_a_save(run: Processes, which: int) -> None:
+        run.wait_until(lambda: in_save(folder) and "resumed after" in run.said(0))
+        run.processes[which].kill()
+        assert_others_ended(run, which)
+
+    kill_in_a_step(start(4, "--watchdog-minutes", "0.02"), 6)
+    kill_in_a_save(start(4, "--resume"), 0)  # the one that seals
+    done = steps_of(folder)[-1]
+    kill_in_a_step(start(2, "--resume", "--watchdog-minutes", "0.02"), done)
+    kill_in_a_save(start(2, "--resume"), 1)
+    run = start(2, "--resume")
+    assert run.wait() == [0, 0], run.said(0)
     assert_same_run(folder, unbroken)
 
 
