@@ -8,7 +8,7 @@ sample: .venv/runtime
 	.venv/bin/python sample.py --checkpoint nano --out out/sample --overwrite
 
 test: .venv/dev lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 setup: .venv/dev
 
