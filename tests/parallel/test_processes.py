@@ -200,16 +200,22 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 
 def assert_others_ended(run: Processes, killed: int) -> None:
-    """By themselves, soon, with one line that names the one that was killed."""
+    """By themselves, soon, with one line that names the one that was killed.
+
+    Process 0 holds JAX's own service: where it dies, JAX may be the faster one and abort the others in its own words.
+    """
     count = len(run.processes)
     codes = run.wait(60)
-    assert codes == [-signal.SIGKILL if index == killed else LOST for index in range(count)], run.said(0)
     for index in set(range(count)) - {killed}:
         said = run.said(index)
-        assert "Traceback" not in said and "Check failure" not in said
-        assert said.count("error:") == 1, said
+        if killed == 0 and codes[index] == -signal.SIGABRT:
+            assert "the JAX distributed service detected fatal errors" in said
+            continue
+        assert codes[index] == LOST and "Traceback" not in said and "Check failure" not in said, said
+        ours = [line for line in said.splitlines() if "error:" in line and line.startswith("fourreal")]
         line = f"fourreal train: error: process {killed} of {count} on {socket.gethostname()} ended without a word"
-        assert line in said.splitlines()[-1]
+        assert len(ours) == 1 and line in ours[0], said
+        assert killed == 0 or line in said.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
