@@ -7,7 +7,7 @@ python benchmarks/against_torch.py configs/large.py --device cuda --size 384 --b
 Needs `torch` beside the project (`pip install -e '.[train]' torch`) and, for `torch.compile`, a C++ compiler. First it loads
 the same random parameters into both and compares sampled grids, gradients and the losses of three updates. Then all take turns:
 each round times each of them once, so a disturbance meets all alike. All use all cores, the config's precision and their
-defaults. On a CPU ours keeps the matmuls' results for backward, as nano does, and tiny's batch of 16 is meant for an accelerator.
+defaults. On a CPU ours keeps the matmuls' results for backward, as nano does; tiny's batch of 16 is meant for an accelerator.
 On a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory.
 """
 
