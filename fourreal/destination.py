@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_creatable(out: Path) -> None:
-    """Raises OSError unless the folder `out`, which may exist, and others beside it can be made."""
+def check_creatable(out: Path, option: str = "--out") -> None:
+    """Raises OSError unless the folder `out`, which may exist, and others beside it can be made; `option` names it."""
     try:
         if out.is_symlink() and not out.exists():
             raise OSError(0, "a link to nothing")
@@ -17,7 +17,7 @@ def check_creatable(out: Path) -> None:
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=parent).cleanup()
     except OSError as error:
         place = "name a folder where you may write"
-        raise OSError(f"--out {out} cannot be made ({error.strerror}): {place}") from error
+        raise OSError(f"{option} {out} cannot be made ({error.strerror}): {place}") from error
 
 
 @contextmanager

@@ -2,12 +2,25 @@
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """What a file of JSON holds. Raises ValueError that names the file if that is no JSON or not of `kind`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): expected it as it was written, put a copy back") from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{path} holds {type(found).__name__}: expected {kind.__name__}, put a copy back")
+    return found
 
 
 def to_json(config: Any) -> dict[str, Any]:

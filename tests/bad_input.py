@@ -38,10 +38,13 @@ CONFIG = TrainConfig(
 )
 """
 ABLATION = """
+import dataclasses
+
 from fourreal.config import load_config
 from fourreal.evaluation.ablation import AblationConfig
+from fourreal.training.optimizer import OptimConfig
 
-CONFIG = AblationConfig(load_config("config.py"))
+CONFIG = AblationConfig(dataclasses.replace(load_config("config.py"), optim=OptimConfig(final_lr=1.0)))
 """
 
 
@@ -144,6 +147,11 @@ def content(name: str, data: bytes | str) -> Callable[[Path], None]:
         (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
 
     return make
+
+
+def both(first: Callable[[Path], None], second: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Two breaks."""
+    return lambda folder: (first(folder), second(folder))
 
 
 def arrays(name: str, **values) -> Callable[[Path], None]:

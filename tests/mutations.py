@@ -406,8 +406,8 @@ BREAKS = [
     ),
     Break(
         "training/metrics.py",
-        "if step > start_step:",
-        "if False:",
+        "if step <= start_step), default=0)",
+        "if step), default=0)",
         METRICS + "resumed_logs_drop_what_came_after_the_checkpoint[3]",
     ),
     Break(

@@ -618,6 +618,36 @@ ROWS = [
         bad.content("a.json", bad.camera_file().replace("fl_x", "f")),
     ),
     Row(
+        "cameras of pictures without a width",
+        f"{TOLD} --cameras a.json",
+        ("a frame w, h are 0, 8", "expected transform_matrix 4x4 and fl_x with w, h"),
+        bad.content("a.json", bad.camera_file(top={"w": 0})),
+    ),
+    Row(
+        "camera without an angle of view",
+        f"{TOLD} --cameras a.json",
+        ("float division by zero", "expected .* camera_angle_x"),
+        bad.content("a.json", bad.camera_file(top={"camera_angle_x": 0}).replace("fl_x", "f")),
+    ),
+    Row(
+        "cameras beyond all numbers",
+        f"{TOLD} --cameras a.json",
+        ("c2w is not finite", "expected numbers"),
+        bad.content("a.json", bad.camera_file().replace("[[1.0", "[[1e300")),
+    ),
+    Row(
+        "cameras' focus behind them",
+        f"{TOLD} --cameras a.json",
+        ("focus is -1.0", "expected a distance above 0"),
+        bad.content("a.json", bad.camera_file(top={"focus": -1})),
+    ),
+    Row(
+        "field of view without a trajectory",
+        f"{TOLD} --fov 60",
+        ("--fov and --elevation describe the cameras of a trajectory", "add --trajectory"),
+    ),
+    Row("frames of no video", f"{SAMPLE} --frames 0:3", ("--frames 0:3 cuts videos", "leave it out")),
+    Row(
         "fisheye cameras",
         f"{TOLD} --cameras a.json",
         ("fisheye cameras", "expected pinhole ones"),
@@ -632,10 +662,25 @@ ROWS = [
         "evaluate --grids 99",
         ("--grids 99", "render more and name them with --data"),
     ),
-    Row("no seeds", f"{EVALUATE} --seeds 0", ("--seeds 0", "give 1 or more")),
+    Row("no seeds", f"{EVALUATE} --seeds 0", ("--seeds 0", "give 1 to 1000")),
     Row("fewer samples than seeds", f"{EVALUATE} --samples 2", ("--samples 2", "at least as many as --seeds 4")),
     Row(
         "checkpoints for other grids", f"{EVALUATE} --checkpoint model nano", ("different grids", "compare equal ones")
+    ),
+    Row(
+        "too many steps to evaluate", f"{EVALUATE} --steps 10000000000000", ("--steps 10000000000000", "give 1 to 1000")
+    ),
+    Row("split of no data set", "evaluate --split train --out out/new", ("--split train", "name it with --data")),
+    Row(
+        "evaluation that cannot be written",
+        EVALUATE.replace("out/new", "/proc/new"),
+        ("--out /proc/new cannot be made", "where you may write"),
+    ),
+    Row(
+        "unfinished evaluation with broken settings",
+        EVALUATE,
+        ("new.partial/settings.json holds list", "expected dict", "put a copy back"),
+        bad.content("out/new.partial/settings.json", "[]"),
     ),
     Row("evaluation that exists", EVALUATE.replace("out/new", "units"), ("units exists", "add --overwrite")),
     # ablation
@@ -650,6 +695,30 @@ ROWS = [
         f"{ABLATE} --arms all-sotf",
         ("no arm 'all-sotf'", "did you mean 'all-soft'"),
         bad.content("ablation.py", bad.ABLATION),
+    ),
+    Row(
+        "ablation with a decaying rate",
+        f"{ABLATE} --train.optim.final-lr 0.02",
+        ("final_lr is 0.02", "give 1, a constant"),
+        bad.content("ablation.py", bad.ABLATION),
+    ),
+    Row(
+        "ablation that cannot be written",
+        f"{ABLATE} --docs /proc/new",
+        ("--docs /proc/new cannot be made", "where you may write"),
+        bad.content("ablation.py", bad.ABLATION),
+    ),
+    Row(
+        "truncated file of an arm",
+        f"{ABLATE} --report".replace("--docs out/new", "--docs ."),
+        ("ablation/all-soft.json is no JSON", "put a copy back"),
+        bad.both(bad.content("ablation.py", bad.ABLATION), bad.content("ablation/all-soft.json", '{"arm": "all')),
+    ),
+    Row(
+        "file of an arm without runs",
+        f"{ABLATE} --report".replace("--docs out/new", "--docs ."),
+        ("ablation/all-soft.json holds no runs", "put a copy back, or delete it"),
+        bad.both(bad.content("ablation.py", bad.ABLATION), bad.content("ablation/all-soft.json", '{"runs": [{}]}')),
     ),
     # data sets
     Row("no data set", f"{TRAIN} --data.source nowhere", ("nowhere holds no data set", "render one with")),

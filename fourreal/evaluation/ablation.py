@@ -9,7 +9,7 @@ arm is trained once for every seed, learning rate and share of the units, throug
 own. All start from one base, trained on clips of all units. A run's examples, masks and noise depend on its seed and the step
 alone, so equal steps of two arms are paired; so are the sampled test grids, whose noise depends on the grid.
 
-The learning rate should be constant after its warm-up: then the average of the parameters after n steps is what a run of n
+The learning rate is constant after its warm-up: then the average of the parameters after n steps is what a run of n
 steps would leave, and the curve can be read at any number of FLOPs.
 """
 
@@ -33,18 +33,21 @@ import tyro
 from fourreal.cli import read_options
 from fourreal.config import TrainConfig, load_config
 from fourreal.data.pipeline import PipelineConfig, evaluation_batches, units_and_grids
+from fourreal.destination import check_creatable
 from fourreal.diffusion.samplers import cell_noise, noise_levels, sample_grid
-from fourreal.evaluation.ablation_report import write_report
+from fourreal.evaluation.ablation_report import read_arm, write_report
 from fourreal.evaluation.baselines import BASELINES
 from fourreal.evaluation.metrics import psnr_by_motion
 from fourreal.grid import to_uint8, to_unit
 from fourreal.models.build import Params, make_forward, split_model
 from fourreal.models.checkpoints import RUN_WEIGHTS
 from fourreal.models.grid_dit import GridDiTConfig
-from fourreal.models.weights import CONFIG
+from fourreal.models.weights import CONFIG, weights_hash
 from fourreal.parallel.mesh import make_mesh
 from fourreal.serialize import differences, from_json, to_json
+from fourreal.training.checkpoint import CHECKPOINTS, drop_broken
 from fourreal.training.loop import FREE, Run, Start, StopSignal, locked, prepare, train
+from fourreal.training.metrics import LOG, read_metrics
 from fourreal.training.validation import STEPS
 
 BASE = "base"
@@ -99,6 +102,11 @@ class AblationConfig:
                 near = difflib.get_close_matches(arm, ARMS, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise ValueError(f"there is no arm '{arm}': the arms are {', '.join((BASE, *ARMS))}{hint}")
+        if self.train.optim.final_lr != 1:
+            raise ValueError(
+                f"train.optim.final_lr is {self.train.optim.final_lr}: give 1, a constant learning rate, or else no point of a "
+                "curve but the last is a run of its length"
+            )
         if self.test_grids < 1:
             raise ValueError(f"test_grids is {self.test_grids}: give 1 or more")
 
@@ -154,6 +162,8 @@ class Ablate:
 
     def run(self) -> None:
         """Trains what is missing, then writes the report; Ctrl-C and SIGTERM save the run under way and stop."""
+        for option, folder in (("--runs", self.runs), ("--docs", self.docs)):
+            check_creatable(folder, option)
         files = self.docs / "ablation"
         if not self.report:
             with StopSignal() as stop:
@@ -174,7 +184,8 @@ def ablate(config: AblationConfig, runs: Path, files: Path, stop: StopSignal) ->
     jobs += [(arm, run, runs / arm / _folder(run)) for arm in config.arms if arm != BASE for run in config.runs(arm)]
     for arm, run_config, folder in jobs:
         file = files / f"{arm}.json"
-        needed = folder == base and not (base / RUN_WEIGHTS).is_dir()  # the file came without the weights
+        # the base's file may come without its weights, or its weights be those of a part of the training
+        needed = folder == base and drop_broken(base / CHECKPOINTS) != run_config.steps
         if is_finished(file, run_config, config.test_grids) and not needed:
             print(f"{run_config.name}: finished, in {file}")
             continue
@@ -193,16 +204,15 @@ def train_run(
     run = prepare(config, folder, Start(resume=used, init_from=str(base) if base else None))
     record = describe(run) | {"test_grids": test_grids}
     if base:
-        record["flops_a_step"] = flops_a_step(run)
+        record |= {"base": weights_hash(base / RUN_WEIGHTS), "flops_a_step": flops_a_step(run)}
         run.validate = with_scores(run, make_scorer(config, test_grids))
     else:
         record["copies"] = copy_scores(config.data, test_grids)
     train(run, stop)
     record["curve"] = [json.loads(file.read_text()) for file in sorted((folder / SCORES).glob("*.json"))]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     record["validation"] = [
         {name.removeprefix("validation/"): value for name, value in line.items()}
-        for line in lines
+        for line in read_metrics(folder / LOG)
         if "validation/psnr_all" in line
     ]
     return record
@@ -305,7 +315,7 @@ def put_run(file: Path, arm: str, record: dict[str, Any]) -> None:
 
 
 def _stored(file: Path) -> list[dict[str, Any]]:
-    return json.loads(file.read_text())["runs"] if file.is_file() else []
+    return read_arm(file) if file.is_file() else []
 
 
 def _folder(config: TrainConfig) -> str:

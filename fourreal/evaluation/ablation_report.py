@@ -7,7 +7,6 @@ first. Between two evaluations a curve is read linearly, grid by grid.
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,11 @@ from typing import Any
 import numpy as np
 
 from fourreal.evaluation.statistics import mean_difference
+from fourreal.serialize import read_json
 
+RUN = {"settings", "versions", "units", "grids", "test_grids", "curve", "validation"}  # what every run in a file has
+VERSIONS = "Python {python}, jax {jax}, flax {flax}, on {device}"
+MIXED = " **Not all runs started from the same weights of it**: they were trained on several machines or occasions."
 COLUMNS = ("all", "moving", "static")
 REGIMES = ("all", "attention", "sync")
 FUSIONS = ("soft", "hard", "none", "sequential", "fused")
@@ -77,7 +80,7 @@ class Arm:
 
 def write_report(files: Path, out: Path) -> Path:
     """Writes `out` and the plots in `files` from the arms' files there. Raises FileNotFoundError where there are none."""
-    records = {file.stem: json.loads(file.read_text())["runs"] for file in sorted(files.glob("*.json"))}
+    records = {file.stem: read_arm(file) for file in sorted(files.glob("*.json"))}
     base = records.pop("base", None)
     if not records or not base:
         raise FileNotFoundError(f"{files} holds no arms beside a base: run the ablation first")
@@ -94,6 +97,14 @@ def write_report(files: Path, out: Path) -> Path:
     out.with_suffix(".tmp").write_text("\n".join(parts))
     out.with_suffix(".tmp").replace(out)
     return out
+
+
+def read_arm(file: Path) -> list[dict[str, Any]]:
+    """The runs in an arm's file. Raises ValueError for a file that is none."""
+    runs = read_json(file).get("runs")
+    if not isinstance(runs, list) or not all(isinstance(run, dict) and run.keys() >= RUN for run in runs):
+        raise ValueError(f"{file} holds no runs of an arm: put a copy back, or delete it to train them anew")
+    return runs
 
 
 def best_learning_rate(runs: Iterable[dict[str, Any]], share: float) -> Arm | None:
@@ -114,7 +125,10 @@ def equal_flops_steps(arms: list[Arm]) -> list[float]:
 
 
 def _head(runs: list[dict[str, Any]], base: dict[str, Any]) -> str:
-    settings, versions = runs[0]["settings"], runs[0]["versions"]
+    settings = runs[0]["settings"]
+    versions = sorted({VERSIONS.format(**run["versions"]) for run in runs})
+    hints = "hints" if settings["model"]["hints"] else "no hints"
+    bases = {run.get("base") for run in runs}
     data, model = settings["data"], settings["model"]
     seeds = sorted({run["settings"]["seed"] for run in runs})
     rates = sorted({run["settings"]["optim"]["lr"] for run in runs})
@@ -131,13 +145,14 @@ layers and what conditions the base). Fusions are those of the README. `none` is
 two heads is the floor that an ensemble alone gives. `+ linear` is the control with soft's parameters: after every block a \
 linear map of its input and output, modulated as the sync layers are and zero at first (`fused`, which has one block a layer \
 where `sequential` has two, adds both halves of the map there).
-- **Model.** {model["depth"]} layers of width {model["width"]}, patch {model["patch"][1]}, hints. Grids of \
+- **Model.** {model["depth"]} layers of width {model["width"]}, patch {model["patch"][1]}, {hints}. Grids of \
 {data["views"]} views x {data["times"]} times. Each arm: batch {data["batch_size"]}, {settings["steps"]} steps, AdamW, \
 the learning rate constant after {settings["optim"]["warmup"]} steps, an average of the parameters with decay \
 {settings["optim"]["ema"]}. With no decay of the learning rate every point of a curve is what a run of that length would \
 leave, so equal FLOPs can be read off it; a decay would lift all arms.
 - **Base.** All arms start from one, trained for {base["settings"]["steps"]} steps of {base["settings"]["data"]["batch_size"]} \
-clips (fixed-view, freeze-time, single images) of all {len(base["units"])} units. Its cost is the same for all and in no table.
+clips (fixed-view, freeze-time, single images) of all {len(base["units"])} units. Its cost is the same for all and in no table.\
+{"" if len(bases) == 1 else MIXED}
 - **Pairs.** Order, cuts, masks and noise depend on the seed and the step alone, so all arms see the same; the noise of a \
 test grid depends on the grid.
 - **Scores.** PSNR in dB over the unknown cells of {base["test_grids"]} test grids (units that no training saw), view 0 and \
@@ -145,7 +160,7 @@ time 0 given, 4 sampling steps, readout mean, which is what the loss trained. *A
 the same regime, with a 95 % bootstrap interval over the grids. The interval knows nothing of other training seeds, and the \
 grids share their few units. *Loss*: on validation grids, mean over sigma 0.1, 0.3, 0.5, 0.7, 0.9.
 - **FLOPs** are those of the matmuls of forward and backward, counted on the step as it is traced.
-- Python {versions["python"]}, jax {versions["jax"]}, flax {versions["flax"]}, on {versions["device"]}.
+- {"; ".join(versions)}.
 """
 
 

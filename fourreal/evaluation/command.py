@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fourreal.destination import check_creatable
+
 PATH = tyro.conf.arg(metavar="PATH")
+MOST = 1000  # of anything that is counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Evaluate:
     """seeds over which the samples' mean and deviation are taken"""
     samples: int = 8
     """samples for the rows of their mean and of the best of them"""
-    control_grids: int = 12
+    control_grids: int = 8
     """grids for those rows and for the same weights without cameras or with parts left out, which take most of the time"""
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
@@ -107,9 +110,17 @@ class Evaluate:
     def _check(self) -> None:
         if not self.checkpoint or not self.steps:
             raise ValueError("--checkpoint and --steps need at least one value each")
-        for name, value in (("steps", min(self.steps)), ("seeds", self.seeds), ("control-grids", self.control_grids)):
-            if value < 1:
-                raise ValueError(f"--{name} {value}: give 1 or more")
+        for name, values in (
+            ("steps", self.steps),
+            ("seeds", (self.seeds,)),
+            ("samples", (self.samples,)),
+            ("control-grids", (self.control_grids,)),
+        ):
+            for value in values:
+                if not 1 <= value <= MOST:
+                    raise ValueError(f"--{name} {value}: give 1 to {MOST}")
+        if self.split != type(self).split and self.data is None:
+            raise ValueError(f"--split {self.split} is of a data set: name it with --data")
         if self.samples < max(2, self.seeds):
             raise ValueError(f"--samples {self.samples}: give 2 or more, and at least as many as --seeds {self.seeds}")
 
@@ -130,6 +141,7 @@ def _names(checkpoints: tuple[str, ...]) -> dict[str, str]:
 
 
 def _check_destination(out: Path, overwrite: bool) -> None:
+    check_creatable(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out} exists; add --overwrite to replace it, or choose another name")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file())):

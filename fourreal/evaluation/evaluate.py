@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from fourreal.models.checkpoints import ModelSpec
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.sampling.inputs import GRIDS, read_grid
 from fourreal.sampling.pipeline import GridPipeline
-from fourreal.serialize import differences
+from fourreal.serialize import differences, read_json
 
 BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
 BASELINE_ROWS = BASELINES | {"optical-flow transport": flow_transport}
@@ -207,9 +208,11 @@ def evaluate(
     for _ in finished:
         done()
     todo = [task for task in tasks if task not in finished]
-    with (folder / SCORES).open("a", encoding="utf-8") as file:
-        for task in todo:
-            finished[task] = rows = work(*task)
+    # While one thread compiles or scores, the other samples; programs of several devices could wait for each other.
+    threads = ThreadPoolExecutor(2 if all(pipe.mesh.size == 1 for pipe in pipes.values()) else 1)
+    with threads, (folder / SCORES).open("a", encoding="utf-8") as file:
+        for task, rows in zip(todo, threads.map(lambda task: work(*task), todo), strict=True):
+            finished[task] = rows
             file.write(json.dumps({"method": task[0], "grid": task[1], "rows": rows}, allow_nan=False) + "\n")
             file.flush()
             done()
@@ -232,7 +235,7 @@ def open_folder(folder: Path, settings: dict) -> None:
         temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
         return
-    changed = differences(settings, json.loads(path.read_text(encoding="utf-8")))
+    changed = differences(settings, read_json(path))
     if changed:
         listed = ", ".join(f"{name} {theirs} (now {ours})" for name, (ours, theirs) in changed.items())
         raise ValueError(
@@ -252,5 +255,8 @@ def read_scores(folder: Path) -> dict[tuple[str, int], Rows]:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(whole, encoding="utf-8")
         temporary.replace(path)
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return {(line["method"], line["grid"]): line["rows"] for line in lines}
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return {(line["method"], line["grid"]): line["rows"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is broken ({error}): remove {folder} to begin anew") from error

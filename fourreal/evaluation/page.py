@@ -6,7 +6,6 @@
 import base64
 import html
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from fourreal.evaluation.scoring import METRICS
 from fourreal.evaluation.summary import Part, Row, Table
 from fourreal.models.checkpoints import weights_folder
 from fourreal.sampling.pipeline import GridPipeline
+from fourreal.training.metrics import LOG, read_metrics
 
 TEMPLATE = Path(__file__).with_name("report.html")
 VALIDATION = ("validation/psnr_all", "validation/psnr_moving")
@@ -228,8 +228,8 @@ def _along(row: Row, axis: int) -> tuple[list[int], list[float]]:
 def _validation(checkpoint: str) -> Series:
     """PSNR over training from the run's metrics.jsonl, beside the weights or in the run's folder; {} without one."""
     folder = weights_folder(checkpoint)
-    path = next((path for path in (folder / "metrics.jsonl", folder.parent / "metrics.jsonl") if path.is_file()), None)
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path else []
+    path = next((path for path in (folder / LOG, folder.parent / LOG) if path.is_file()), None)
+    lines = read_metrics(path) if path else []
     found = {}
     for name in VALIDATION:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]

@@ -78,11 +78,14 @@ def check_cameras(cameras: Cameras, views: int) -> None:
             raise ValueError(f"cameras: {name} is {list(shape)}; expected [{views}, {side}, {side}], one a view")
         if not np.isfinite(array).all():
             raise ValueError(f"cameras: {name} is not finite; expected numbers")
-    K, rotation = np.asarray(cameras.K), np.asarray(cameras.c2w)[:, :3, :3]
+    if cameras.focus is not None and not 0 < float(cameras.focus) < np.inf:
+        raise ValueError(f"cameras: focus is {cameras.focus}; expected a distance above 0, or none")
+    K, rotation = np.asarray(cameras.K), np.asarray(cameras.c2w, np.float64)[:, :3, :3]
     if (K[:, 0, 0] <= 0).any() or (K[:, 1, 1] <= 0).any():
         raise ValueError("cameras: a focal length in K is not above 0; expected pixels")
-    off = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max()
-    if off > 1e-3 or (np.linalg.det(rotation) < 0).any():
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max()
+    if not off <= 1e-3 or (np.linalg.det(rotation) < 0).any():
         raise ValueError(
             "cameras: c2w holds no rotations (columns of length 1, right-handed); expected camera to world, OpenCV axes"
         )

@@ -93,10 +93,11 @@ def read_transforms(path: str, views: int, size: tuple[int, int], crop: Crop = "
         raise ValueError(f"--cameras {path}: fisheye cameras; expected pinhole ones, of undistorted pictures")
     names = [list(cameras)[place] for place in even_cut(len(cameras), views)]
     K, c2w = zip(*(_camera(content, cameras[name], path, size, crop) for name in names), strict=True)
-    found = Cameras(np.stack(K), opencv_from_opengl(np.stack(c2w)))
     try:
+        focus = None if content.get("focus") is None else np.float32(content["focus"])
+        found = Cameras(np.stack(K), opencv_from_opengl(np.stack(c2w)), focus)
         check_cameras(found, views)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"--cameras {path}: {error}") from None
     shown = [str(cameras[name].get("camera_label", cameras[name].get("file_path", name))) for name in names]
     bent = any(frame.get(key) for frame in (content, *frames) for key in DISTORTION)
@@ -107,19 +108,28 @@ def _camera(content: dict, frame: dict, path: str, size: tuple[int, int], crop: 
     """K for pictures of `size` and the OpenGL c2w of one frame; what the frame lacks, the whole file says."""
     known = {**content, **frame}
     try:
-        c2w = np.array(known["transform_matrix"], np.float32)
+        with np.errstate(over="ignore"):  # what is too large is not finite then, and said to be
+            c2w = np.array(known["transform_matrix"], np.float32)
         if c2w.shape not in ((3, 4), (4, 4)):
             raise ValueError(f"transform_matrix is {list(c2w.shape)}")
         c2w = np.concatenate([c2w[:3], [[0, 0, 0, 1]]]).astype(np.float32)
         width, height = (float(known.get(key, side)) for key, side in (("w", size[1]), ("h", size[0])))
-        from_angle = "fl_x" not in known
-        fl_x = width / (2 * np.tan(float(known["camera_angle_x"]) / 2)) if from_angle else float(known["fl_x"])
-        fl_y = float(known.get("fl_y", fl_x))
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            raise ValueError(f"w, h are {width:g}, {height:g}")
+        fl_x = float(known["fl_x"]) if "fl_x" in known else _focal(width, known["camera_angle_x"])
+        fl_y = _focal(height, known["camera_angle_y"]) if "camera_angle_y" in known and "fl_x" not in known else fl_x
+        fl_y = float(known.get("fl_y", fl_y))
         cx, cy = float(known.get("cx", width / 2)), float(known.get("cy", height / 2))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"--cameras {path}: a frame {what}; expected transform_matrix 4x4 and fl_x with w, h (or camera_angle_x)"
         ) from None
-    K = np.array([[[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]]], np.float32)
-    return fit_intrinsics(K, (height, width), size, crop)[0], c2w
+    with np.errstate(over="ignore"):
+        K = np.array([[[fl_x, 0, cx], [0, fl_y, cy], [0, 0, 1]]], np.float32)
+        return fit_intrinsics(K, (height, width), size, crop)[0], c2w
+
+
+def _focal(side: float, angle: float) -> float:
+    """The focal length in pixels at which a picture's side spans an angle, in radians."""
+    return side / (2 * math.tan(float(angle) / 2))

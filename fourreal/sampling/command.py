@@ -83,6 +83,10 @@ class Sample:
             raise ValueError(f"--seed {self.seed}: give 0 to 2^32 - 1")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"--guidance-scale {self.guidance_scale}: give 0 or more; 1 is no guidance")
+        if self.trajectory is None and (self.fov, self.elevation) != (type(self).fov, type(self).elevation):
+            raise ValueError(
+                "--fov and --elevation describe the cameras of a trajectory: add --trajectory, as orbit:60"
+            )
         out = None if self.out is None else Path(os.path.expanduser(self.out))
         if out:
             check_destination(out, self.overwrite)
@@ -112,6 +116,8 @@ class Sample:
             in_views, line = place_views(self.views, shape[0])
             placements, notes = placements + in_views, (line,)
         if not placements:
+            if self.frames is not None:
+                raise ValueError(f"--frames {self.frames} cuts videos, and there is none: give one, or leave it out")
             return read_grid(self.grid, shape, crop=self.crop)
         if self.grid is not None:
             raise ValueError("--grid brings its own given cells; leave it out, or leave out all other inputs")
@@ -167,8 +173,9 @@ class Sample:
             "timings_s": {"load": round(loaded - start, 3), "sample": round(done - loaded, 3)},
             "peak_memory_gib": _peak_memory(),
         }
-        K, c2w = (inputs.K, inputs.c2w) if cameras is None else (cameras.K, cameras.c2w)
-        result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about)
+        K, c2w, focus = (inputs.K, inputs.c2w, None) if cameras is None else cameras[:3]
+        focus = None if focus is None else float(focus)
+        result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus)
         index = write_result(out, result, overwrite=self.overwrite)
         print(f"sampled {self.steps} steps in {done - loaded:.1f} s, seed {self.seed} (compilation included)")
         if table := scores(result):

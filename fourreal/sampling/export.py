@@ -36,6 +36,7 @@ LOOK = 4  # seconds that grid.mp4 lasts at least
 CONVENTION = (
     "transform_matrix is camera to world in the OpenGL convention (x right, y up, z backward), in the scene's units; "
     "fl_x, fl_y, cx, cy are in pixels, with (0, 0) the outer corner of the top left pixel; "
+    "focus, where it is known, is the first camera's distance to its subject in the scene's units; "
     "time runs from 0 (first) to 1 (last)"
 )
 
@@ -44,7 +45,7 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class GridResult:
-    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json."""
+    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`."""
 
     name: str
     sampled: UInt8[np.ndarray, "v t h w 3"]
@@ -53,6 +54,7 @@ class GridResult:
     K: Float[np.ndarray, "v 3 3"] | None = None
     c2w: Float[np.ndarray, "v 4 4"] | None = None
     about: Mapping[str, object] = field(default_factory=dict)
+    focus: float | None = None
 
 
 def scores(result: GridResult) -> Scores:
@@ -147,6 +149,7 @@ def transforms(result: GridResult) -> dict[str, object]:
         "orientation_override": "none",
         "convention": CONVENTION,
         "generator": f"fourreal {__version__}",
+        **({} if result.focus is None else {"focus": result.focus}),
         "frames": frames,
     }
 

@@ -170,10 +170,12 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> N
         partial.unlink(missing_ok=True)
 
 
-def natural_order(path: Path) -> list[tuple[int, int | str]]:
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
     """Sort key that puts frame2.png before frame10.png."""
     parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in parts if part]
+    # of two numbers without leading zeros the one with fewer digits is smaller
+    keys = ((part.lstrip("0") or "0" if part.isdecimal() else part.lower(), part) for part in parts if part)
+    return [(0, len(key), key) if part.isdecimal() else (1, 0, key) for key, part in keys]
 
 
 def _open_pictures(path: str, files: list[Path]) -> Clip:

@@ -25,13 +25,14 @@ from fourreal.training.state import State
 
 KEPT = 2  # newest checkpoints that stay
 SEAL = "files.json"
+CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
 
 
 @dataclasses.dataclass
 class Checkpoints:
     """The checkpoints of one run folder; `done` is the number of the newest sealed one, the steps behind it.
 
-    Opening deletes what is broken and newer than that, with a line each. Raises ValueError where all are broken.
+    Opening deletes what is broken and newer than that, with a line each. Raises ValueError where none is whole any more.
     """
 
     folder: Path
@@ -42,9 +43,9 @@ class Checkpoints:
         for name in ("absl", "asyncio"):  # orbax reports every save, and a failed one many times; it is raised here
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._folder = Path(self.folder).absolute()
-        self.done = self.peers.of_first("newest", lambda: drop_broken(self._folder / "checkpoints"))
+        self.done = self.peers.of_first("newest", lambda: drop_broken(self._folder / CHECKPOINTS))
         self._manager = ocp.training.Checkpointer(
-            self._folder / "checkpoints",
+            self._folder / CHECKPOINTS,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
             cleanup_tmp_directories=True,
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def _finish(self, step: int, saving: ocp.AsyncResponse) -> None:
         saving.result()
-        self.peers.of_first("sealed", lambda: seal(self._folder / "checkpoints" / str(step)))
+        self.peers.of_first("sealed", lambda: seal(self._folder / CHECKPOINTS / str(step)))
 
     def check(self, wait: bool = False) -> None:
         """Raises OSError if the save under way has failed; `wait`: waits for it."""
@@ -115,7 +116,10 @@ class Checkpoints:
 
 
 def drop_broken(folder: Path) -> int | None:
-    """Number of the newest sealed checkpoint in a folder, after deleting the broken newer ones; None where there is none."""
+    """Number of the newest whole checkpoint in a folder, after deleting the broken newer ones; None where there is none.
+
+    A first one without a seal is one that a kill has cut off; where a seal shows that there was a whole one, ValueError.
+    """
     steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
     broken = {}
     for step in steps:
@@ -124,14 +128,15 @@ def drop_broken(folder: Path) -> int | None:
             break
         broken[step] = damage
     else:
-        if broken:
-            listed = "; ".join(f"{step}: {damage}" for step, damage in broken.items())
+        step = None
+        if any((folder / str(one) / SEAL).is_file() for one in broken):
+            listed = "; ".join(f"{one}: {damage}" for one, damage in broken.items())
             raise ValueError(
                 f"every checkpoint in {folder} is broken ({listed}): put a copy back, or start again with --overwrite"
             )
-        return None
+    before = "there is none before it" if step is None else f"going back to the one of {step} steps"
     for newer, damage in broken.items():
-        print(f"the checkpoint of {newer} steps is broken ({damage}): going back to the one of {step} steps")
+        print(f"the checkpoint of {newer} steps is broken ({damage}): {before}")
         shutil.rmtree(folder / str(newer))
     return step
 

@@ -35,6 +35,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fourreal.config import TrainConfig
+from fourreal.data.builders.grids import data_set_hash
 from fourreal.data.pipeline import grid_batches
 from fourreal.models.build import make_forward, split_model
 from fourreal.models.checkpoints import RUN_WEIGHTS, ModelSpec
@@ -47,7 +48,7 @@ from fourreal.serialize import differences, from_json, to_json
 from fourreal.training.checkpoint import Checkpoints
 from fourreal.training.cost import compiled_bytes, jaxpr_flops
 from fourreal.training.initialize import initial_params
-from fourreal.training.metrics import MetricsWriter
+from fourreal.training.metrics import LOG, MetricsWriter, read_metrics
 from fourreal.training.optimizer import learning_rate
 from fourreal.training.profile import Profile
 from fourreal.training.state import State, fresh_state, join_params
@@ -73,6 +74,7 @@ FREE = (
     "attention",
 )
 INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
+DATA = "data.sha256"  # and the one that tells its data set from others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,7 @@ def prepare(
     done = (checkpoints.done or 0) if checkpoints else 0
     init_from = start.init_from
     if start.resume and not done:
+        peers.of_first("log", lambda: check_log(folder))
         print(f"there is no checkpoint in {folder} yet: starting from the beginning")
         if init_from is None and (folder / INIT_FROM).is_file():
             init_from = (folder / INIT_FROM).read_text()
@@ -322,6 +325,16 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
             raise ValueError(
                 f"{folder} was trained with {name} {there}, not {here}: resume with the settings it was started with"
             )
+        known = folder / DATA
+        if known.is_file() and known.read_text() != data_set_hash(config.data.source):
+            raise ValueError(
+                f"{folder} was trained on another data set than the one in {config.data.source}: name that one with "
+                "--data.source, or start again with --overwrite"
+            )
+        if stored["steps"] != config.steps and config.optim.final_lr != 1:
+            print(
+                f"{config.steps} steps instead of {stored['steps']}: the learning rate follows the new schedule from here"
+            )
     elif used and not start.overwrite:
         raise ValueError(f"{folder} exists: give --resume to go on, --overwrite to delete it, or another --out")
     elif used:
@@ -329,6 +342,19 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
             from_json(TrainConfig, read_config(folder))
         except (ValueError, FileNotFoundError):
             raise ValueError(f"{folder} is no run's folder, so --overwrite leaves it: give another --out") from None
+
+
+def check_log(folder: Path) -> None:
+    """Raises ValueError where the log goes further than a run can without a whole checkpoint, so that none is lost unseen.
+
+    The first save ends before the second begins, so it goes to the second at most.
+    """
+    done = max((line["step"] for line in read_metrics(folder / LOG)), default=0)
+    if done > 2 * read_config(folder)["save_every"]:
+        raise ValueError(
+            f"{folder} was trained for {done} steps, but its checkpoints are gone: put a copy back, or start again with "
+            "--overwrite"
+        )
 
 
 def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: str | None) -> None:
@@ -341,6 +367,7 @@ def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: s
         (folder / INIT_FROM).write_text(init_from)
     (folder / f"{CONFIG}.tmp").write_text(json.dumps(to_json(config), indent=2) + "\n")
     (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
+    (folder / DATA).write_text(data_set_hash(config.data.source))
 
 
 class CompiledSteps:

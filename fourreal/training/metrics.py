@@ -5,6 +5,7 @@ came after its checkpoint and goes on in the same files, so each point is there 
 file is written here: tensorboardX's own writer begins a new one for every process and hides failed writes in a thread.
 """
 
+import contextlib
 import json
 import os
 import struct
@@ -15,16 +16,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+LOG = "metrics.jsonl"
+
 
 class MetricsWriter:
     """Appends numbers and pictures by step; a resumed run continues both files, dropping what came after its step."""
 
     def __init__(self, folder: Path, start_step: int):
-        if start_step and not (folder / "metrics.jsonl").is_file():
-            print(f"{folder / 'metrics.jsonl'} is missing: it begins anew after step {start_step}")
+        if start_step and not (folder / LOG).is_file():
+            print(f"{folder / LOG} is missing: it begins anew after step {start_step}")
         (folder / "tensorboard").mkdir(exist_ok=True)
-        self._lines = _continued(folder / "metrics.jsonl", _line_ends, start_step)
-        self._events = _continued(folder / "tensorboard" / "events.out.tfevents.run", _event_ends, start_step)
+        self._lines, last = _continued(folder / LOG, _line_ends, start_step)
+        self._events, _ = _continued(folder / "tensorboard" / "events.out.tfevents.run", _event_ends, start_step)
+        if last > start_step:
+            print(f"the log goes to step {last}: what came after step {start_step} is done again")
         if not self._events.tell():
             self._event(file_version="brain.Event:2")
 
@@ -66,45 +71,49 @@ class MetricsWriter:
         self._events.close()
 
 
-def _continued(path: Path, ends: Callable[[bytes], Iterator[tuple[int, int]]], start_step: int) -> BinaryIO:
-    """A log open for appending, cut off before its first entry after `start_step`; `ends` gives each entry's (step, end)."""
-    kept = 0
-    for step, end in ends(path.read_bytes() if path.is_file() else b""):
-        if step > start_step:
-            break
-        kept = end
+def _continued(path: Path, ends: Callable[[bytes], Iterator[tuple[int, int]]], start_step: int) -> tuple[BinaryIO, int]:
+    """(a log open for appending, cut off before its first entry after `start_step`; the last step it had).
+
+    `ends` gives each whole entry's (step, end). What is broken before an entry that stays, stays with it.
+    """
+    entries = list(ends(path.read_bytes() if path.is_file() else b""))
+    kept = max((end for step, end in entries if step <= start_step), default=0)
     path.touch()
     os.truncate(path, kept)
-    return open(path, "ab")
+    return open(path, "ab"), max((step for step, _ in entries), default=0)
 
 
-def _line_ends(data: bytes) -> Iterator[tuple[int, int]]:
-    """Of whole lines; a kill may leave a torn last one."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The numbers that a run wrote, a dict a line; without lines that a kill or somebody broke. [] where there is no file."""
+    return [values for values, _ in _whole_lines(path.read_bytes())] if path.is_file() else []
+
+
+def _whole_lines(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """(numbers, end) of every line that is whole and names its step."""
     end = 0
     for line in data.splitlines(keepends=True):
         end += len(line)
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            return
-        if line.endswith(b"\n"):
-            yield step, end
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if line.endswith(b"\n") and isinstance(values, dict) and isinstance(values.get("step"), int):
+                yield values, end
+
+
+def _line_ends(data: bytes) -> Iterator[tuple[int, int]]:
+    return ((values["step"], end) for values, end in _whole_lines(data))
 
 
 def _event_ends(data: bytes) -> Iterator[tuple[int, int]]:
-    """Of whole events: length, its checksum, content, its checksum."""
-    from google.protobuf.message import DecodeError
+    """(step, end) of every whole event: length, its checksum, content, its checksum. Behind a broken length none is found."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
     start = 0
     while start + 12 <= len(data):
         length, check = struct.unpack_from("<QI", data, start)
-        end = start + 12 + length + 4
+        content, end = data[start + 12 : start + 12 + length], start + 12 + length + 4
         if check != masked_crc32c(data[start : start + 8]) or end > len(data):
             return
-        try:
-            yield Event.FromString(data[start + 12 : end - 4]).step, end
-        except DecodeError:
-            return
+        if struct.unpack_from("<I", data, end - 4) == (masked_crc32c(content),):
+            yield Event.FromString(content).step, end
         start = end

@@ -24,6 +24,7 @@ from fourreal.evaluation.ablation_report import (
     write_report,
 )
 from fourreal.models import VideoDiTConfig
+from fourreal.training import loop
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
 from fourreal.training.step import make_train_step
@@ -47,7 +48,7 @@ CONFIG = AblationConfig(
     arms=(ARM,),
     learning_rates=(0.01,),
     unit_shares=(0.5,),
-    base_steps=1,
+    base_steps=2,
     base_batch=2,
     test_grids=3,
 )
@@ -75,6 +76,7 @@ def in_memory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "_open", lambda config, split, source: source or grids_in_memory())
+        patch.setattr(loop, "data_set_hash", lambda source: source)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         compilation_cache.reset_cache()
@@ -217,6 +219,26 @@ def test_stopped_arm_goes_on_as_if_it_never_stopped(unbroken, tmp_path):
     assert [file.stem for file in files.iterdir()] == ["base"]
     ablate(CONFIG, tmp_path / "runs", files, StopAfter())
     assert record(tmp_path) == record(unbroken)
+
+
+def test_stopped_base_goes_on_before_any_arm_starts_from_it(unbroken, tmp_path):
+    """Its file comes with the repository, its weights are written at every save: neither says that it is trained."""
+    files = tmp_path / "docs" / "ablation"
+    files.mkdir(parents=True)
+    shutil.copy(unbroken / "docs" / "ablation" / "base.json", files)
+    ablate(CONFIG, tmp_path / "runs", files, StopAfter(1))
+    assert (tmp_path / "runs" / "base" / "weights").is_dir() and not (tmp_path / "runs" / ARM).exists()
+    ablate(CONFIG, tmp_path / "runs", files, StopAfter())
+    assert record(tmp_path)["base"] == record(unbroken)["base"]
+
+
+def test_runs_from_other_weights_of_the_base_are_told_in_the_report(unbroken, tmp_path):
+    shutil.copytree(unbroken / "docs" / "ablation", tmp_path / "ablation")
+    assert "Not all runs started from the same weights" not in (unbroken / "docs" / "ablation.md").read_text()
+    run = record(unbroken) | {"base": "another"}
+    (tmp_path / "ablation" / "all-hard.json").write_text(json.dumps({"arm": "all-hard", "runs": [run]}))
+    text = write_report(tmp_path / "ablation", tmp_path / "ablation.md").read_text()
+    assert "**Not all runs started from the same weights of it**" in text
 
 
 def test_flops_a_step_are_those_of_forward_and_backward_by_hand(unbroken):

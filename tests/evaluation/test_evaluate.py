@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -44,8 +45,8 @@ SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=2, times=3, size=16)
 class NoisyPipeline:
     """Answers grey plus noise of the seed in every unknown cell, weaker with more steps."""
 
-    def __init__(self, fails_at=10**9, cameras=False):
-        self.calls, self.fails_at = [], fails_at
+    def __init__(self, fails_at=10**9, cameras=False, devices=1):
+        self.calls, self.fails_at, self.mesh = [], fails_at, SimpleNamespace(size=devices)
         self.config = ModelSpec(replace(BASE, cameras=cameras), GridDiTConfig("soft"), views=2, times=3, size=16)
 
     def __call__(self, frames, given, *, cameras, steps, seed):
@@ -107,6 +108,14 @@ def test_a_checkpoint_with_cameras_is_told_them_and_scored_without_them_too(tmp_
     assert all(call[2] is None for call in blind.calls)
 
 
+def test_two_grids_at_a_time_are_scored_and_written_as_one_at_a_time(tmp_path, streams_left_out):
+    """On one device two threads work; on several, where programs could wait for each other, one."""
+    for devices in (1, 2):
+        run(tmp_path / str(devices), NoisyPipeline(devices=devices))
+    one, other = ((tmp_path / name / "scores.jsonl").read_text() for name in "12")
+    assert one == other
+
+
 def test_no_method_sees_an_unknown_cell(tmp_path, streams_left_out):
     pipe = NoisyPipeline()
     run(tmp_path, pipe)
@@ -116,7 +125,7 @@ def test_no_method_sees_an_unknown_cell(tmp_path, streams_left_out):
 def test_a_killed_evaluation_goes_on_and_ends_as_if_never_stopped(tmp_path, streams_left_out):
     whole = run(tmp_path / "whole", NoisyPipeline())
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", NoisyPipeline(fails_at=9))
+        run(tmp_path / "killed", NoisyPipeline(fails_at=9, devices=2))
     scores = tmp_path / "killed" / "scores.jsonl"
     assert len(read_scores(tmp_path / "killed")) == 4  # three grids of the baselines, one of the checkpoint
     with scores.open("a") as file:
@@ -226,7 +235,7 @@ def test_the_verb_writes_table_json_and_an_offline_page(checkpoint, bundled, cap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--steps", "0"), "--steps 0: give 1 or more"),
+        (("--steps", "0"), "--steps 0: give 1 to 1000"),
         (("--samples", "3"), "--samples 3"),
         (("--grids", "9"), "7 grids are bundled"),
         (("--given", "fixed_vew"), "fixed_vew"),

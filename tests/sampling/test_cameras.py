@@ -66,6 +66,13 @@ def test_nerfstudio_file_is_read_in_the_order_of_its_pictures_and_turned_to_open
     assert "images/8.png, images/9.png" in line and "lens distortion is ignored" in line
 
 
+def test_angles_of_both_sides_give_both_focal_lengths(tmp_path):
+    frames = [{"file_path": "9" * 5000, "transform_matrix": pose(0)}] * 2
+    path = write(tmp_path / "a.json", frames, camera_angle_x=np.pi / 2, camera_angle_y=np.pi / 3)
+    K = read_transforms(path, 2, SIZE)[0].K[0]
+    np.testing.assert_allclose([K[0, 0], K[1, 1]], [32, 24 * 3**0.5], rtol=1e-6)
+
+
 def test_blender_angle_gives_the_focal_length_and_many_cameras_are_cut_evenly(tmp_path):
     frames = [{"file_path": f"./r_{n}", "transform_matrix": pose(n)} for n in range(7)]
     path = write(tmp_path / "a.json", frames, camera_angle_x=np.pi / 2)

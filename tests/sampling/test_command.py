@@ -109,7 +109,9 @@ def test_trajectory_is_told_to_the_model_and_written_beside_the_grid(pipeline, c
     assert (
         sample("--image", "orbit.mp4", "--cameras", "out/a/transforms.json", "--out", "out/b", "--frames", "0:1") == 0
     )
-    np.testing.assert_allclose(pipeline.calls[1][2]["cameras"].c2w, pipeline.calls[0][2]["cameras"].c2w, atol=1e-6)
+    told, again = (call[2]["cameras"] for call in pipeline.calls)
+    np.testing.assert_allclose(again.c2w, told.c2w, atol=1e-6)
+    assert told.focus == again.focus == 1  # else a dolly's own length would be the unit
 
 
 def test_a_test_grid_brings_its_cameras_unless_told_not_to(pipeline, tmp_path):

@@ -121,14 +121,24 @@ def test_newest_checkpoint_that_is_gone_falls_back_to_the_one_before(folder, lef
 
 
 def test_folder_whose_checkpoints_are_all_broken_is_refused_and_left_alone(folder):
-    for step in "46":
-        (folder / "checkpoints" / step / SEAL).unlink()
+    (folder / "checkpoints" / "6" / SEAL).unlink()
+    (folder / "checkpoints" / "4" / "state" / "manifest.ocdbt").write_bytes(b"")
     before = sorted(folder.rglob("*"))
     with pytest.raises(
         ValueError, match=r"every checkpoint in .* is broken \(6: .*; 4: .*\): put a copy back, or start"
     ):
         Checkpoints(folder)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_first_checkpoint_without_a_seal_is_deleted(folder, capsys):
+    """What a kill between the first save and its seal leaves; a frozen part, saved before, is saved anew."""
+    shutil.rmtree(folder / "checkpoints" / "6")
+    (folder / "checkpoints" / "4" / SEAL).unlink()
+    checkpoints = Checkpoints(folder)
+    checkpoints.close()
+    assert checkpoints.done is None and os.listdir(folder / "checkpoints") == []
+    assert "of 4 steps is broken (it was not finished): there is none before it\n" in capsys.readouterr().out
 
 
 def test_broken_frozen_part_is_refused_with_its_name(folder):

@@ -81,6 +81,7 @@ def in_memory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "_open", lambda config, split, source: grids_in_memory())
+        patch.setattr(loop, "data_set_hash", lambda source: f"of {source}")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -230,6 +231,7 @@ from fourreal.training import loop
 sys.path.insert(0, sys.argv[3])
 import test_loop
 pipeline._open = lambda config, split, source: test_loop.grids_in_memory()
+loop.data_set_hash = lambda source: f"of {source}"
 write = loop.MetricsWriter.write
 def kill_after_step_5(self, step, values):
     write(self, step, values)
@@ -263,21 +265,49 @@ def test_run_with_a_broken_newest_checkpoint_and_a_torn_line_goes_on_from_the_on
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "train/lo')
     run(GRID, folder, Start(resume=True))
-    assert (
-        "of 6 steps is broken (state/manifest.ocdbt is damaged): going back to the one of 4" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "of 6 steps is broken (state/manifest.ocdbt is damaged): going back to the one of 4" in said
+    assert "the log goes to step 6: what came after step 4 is done again" in said
     assert_same_run(folder, unbroken)
 
 
-def test_run_killed_before_its_first_checkpoint_starts_from_the_beginning_and_the_same_weights(
-    unbroken, tmp_path, capsys
-):
+@pytest.mark.parametrize("left", ["nothing", "a checkpoint without a seal"])
+def test_run_killed_in_its_first_save_starts_from_the_beginning_and_the_same_weights(unbroken, tmp_path, capsys, left):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    if left == "nothing":
+        shutil.rmtree(folder / "checkpoints")
+    else:
+        shutil.rmtree(folder / "checkpoints" / "6")
+        (folder / "checkpoints" / "4" / checkpoint.SEAL).unlink()
+        (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "2")
+        (folder / "frozen" / checkpoint.SEAL).unlink()
+    cut = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 4]
+    (folder / "metrics.jsonl").write_text("\n".join(cut) + "\n")
+    run(GRID, folder, Start(resume=True))
+    said = capsys.readouterr().out
+    assert (
+        "there is no checkpoint in" in said and "the log goes to step 4: what came after step 0 is done again" in said
+    )
+    broken = "the checkpoint of 2 steps is broken (it was not finished): there is none before it"
+    assert (broken in said) == (left != "nothing")
+    assert_same_run(folder, unbroken)
+
+
+def test_run_whose_checkpoints_somebody_deleted_is_refused_and_left_alone(unbroken, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     shutil.rmtree(folder / "checkpoints")
-    run(GRID, folder, Start(resume=True))
-    assert "there is no checkpoint in" in capsys.readouterr().out
-    assert_same_run(folder, unbroken)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"was trained for 6 steps, but its checkpoints are gone: put a copy back, or"):
+        run(GRID, folder, Start(resume=True))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_run_does_not_resume_on_another_data_set(unbroken, monkeypatch):
+    monkeypatch.setattr(loop, "data_set_hash", lambda source: "of another rendering in the same place")
+    with pytest.raises(ValueError, match=r"trained on another data set than the one in data/render64: name that one"):
+        run(GRID, unbroken, Start(resume=True))
 
 
 def test_disk_full_during_a_save_stops_the_run_whose_state_before_stays_whole(

@@ -88,6 +88,16 @@ def test_torn_last_entry_is_written_anew(unbroken, tmp_path, log, written, zeros
     assert_same(tmp_path / "run", unbroken)
 
 
+@pytest.mark.parametrize("log", [LINES, EVENTS])
+def test_broken_entry_in_the_middle_costs_no_other_entry(unbroken, log):
+    data = bytearray((unbroken / log).read_bytes())
+    place = data.index(b"train/loss")  # of step 1
+    data[place - 1 : place + 1] = b"{{"
+    (unbroken / log).write_bytes(data)
+    write(unbroken, 6, 6, 5)
+    assert (unbroken / log).read_bytes().startswith(data) and len((unbroken / log).read_bytes()) > len(data)
+
+
 def test_missing_lines_are_told_and_begin_anew_after_the_checkpoint(unbroken, capsys):
     (unbroken / LINES).unlink()
     write(unbroken, 4, 5, 3)

@@ -7,6 +7,7 @@ split) and scene str (JSON, see scenes.py).
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import shutil
@@ -56,10 +57,7 @@ class GridSource:
         self._open()
 
     def _open(self) -> None:
-        if not (self.path / "dataset_info.json").is_file():
-            raise FileNotFoundError(
-                f"{self.path} holds no data set: render one with `fourreal data render --out {self.path}`"
-            )
+        _info_file(self.path)
         with _damage(self.path):
             _check_features(self.path / "features.json")
             import tensorflow_datasets as tfds
@@ -106,6 +104,18 @@ def _damage(what: Path | str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(f"{what} cannot be read as a data set of grids ({reason}): render or copy it again") from error
+
+
+def data_set_hash(path: Path | str) -> str:
+    """SHA-256 of what describes a data set: its splits, their sizes, how it was rendered. Raises FileNotFoundError for none."""
+    return hashlib.sha256(_info_file(Path(path)).read_bytes()).hexdigest()
+
+
+def _info_file(path: Path) -> Path:
+    found = path / "dataset_info.json"
+    if not found.is_file():
+        raise FileNotFoundError(f"{path} holds no data set: render one with `fourreal data render --out {path}`")
+    return found
 
 
 def open_split(path: Path | str, split: str) -> GridSource:
