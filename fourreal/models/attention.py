@@ -11,7 +11,9 @@ the remat policies (`video_dit.py`): where they are kept, the backward pass does
 Logits and softmax are fp32. The XLA path is laid out for CPU: the value product runs on contiguous values of a head and the
 division follows it (7.6 ms of processor time for 16 sequences of 256 tokens and 4 heads of 64; 10.4 with the values left
 strided, 14.0 with `jax.nn.dot_product_attention`). Moving queries and keys likewise gains nothing, and rounds the logits of a
-cell apart between its three clips: the fused merge then errs by twice as much where a cell's own tokens hold all weight.
+cell apart between its three clips: the fused merge then errs by twice as much where a cell's own tokens hold all weight. Long
+sequences go in parts (`chunked`): 16 of 512 tokens take 76 ms of processor time forward instead of 162, and 300 instead of 420
+with backward.
 """
 
 import functools
@@ -49,7 +51,7 @@ def attend(
     name: str = SELF_NAME,
 ) -> Float[Array, "*lead q h e"]:
     """softmax(q k^T / sqrt(e)) v over the token axis; leading axes of size 1 broadcast. `name` is for the remat policies."""
-    if kernel.name == "xla":
+    if kernels.plain(q, k, kernel):
         return checkpoint_name(attend_with_lse(q, k, v)[0], name)
     return _flash(*_broadcast(q, k, v, kernel), kernel, name)
 
@@ -123,6 +125,7 @@ def fused_attention(
         swap: moves arrays `[b v t ...]` of any kind to `[b t v ...]` and back. It runs twice forward and twice backward;
             where it is an all-to-all, no more than that leaves the device.
     """
+    kernel = XLA if kernel.name == "chunked" else kernel  # whose backward rounds a cell's logits unlike its forward
     return _fused(q, k, v, kernel, swap)
 
 

@@ -1,4 +1,5 @@
-"""The attention kernels, and which of them a run uses: XLA's own, cuDNN's flash attention, splash attention of Pallas for TPUs.
+"""The attention kernels, and which of them a run uses: XLA's own (on CPUs in parts that stay in the cache), cuDNN's flash
+attention, splash attention of Pallas for TPUs.
 
     forward    o = softmax(q k^T / sqrt(e)) v,   l = log sum_k e^(q k^T / sqrt(e))
     backward   p = e^(q k^T / sqrt(e) - l),   ds = p (do v^T - sum_e(do o)) / sqrt(e)
@@ -10,7 +11,9 @@ functions have no such backward, so cuDNN's and splash attention's come from its
 """
 
 import dataclasses
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import einops
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-Implementation = Literal["xla", "cudnn", "splash"]
+Implementation = Literal["xla", "chunked", "cudnn", "splash"]
 LANES = 128  # of a TPU's vector unit: splash attention's blocks are multiples
 LARGEST_CUDNN_HEAD = 128
 
@@ -49,8 +52,9 @@ class SplashBlocks:
 class AttentionConfig:
     """How attention is computed."""
 
-    kernel: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """auto: cudnn on GPUs (bfloat16, head size a multiple of 8 up to 128), splash on TPUs, else xla; or one of these by name"""
+    kernel: Literal["auto", "xla", "chunked", "cudnn", "splash"] = "auto"
+    """auto: cudnn on GPUs (bfloat16, head size a multiple of 8 up to 128), splash on TPUs, chunked on CPUs, else xla; or one of
+    these by name"""
     blocks: SplashBlocks = SplashBlocks()
     """block sizes of splash attention; not used by the others"""
 
@@ -67,6 +71,8 @@ class Kernel:
     """whose implementation"""
     blocks: SplashBlocks = SplashBlocks()
     """block sizes of splash attention"""
+    cache: int = 2**21
+    """bytes of logits that chunked computes at once"""
     interpret: bool = False
     """run splash attention's program without a TPU, slowly, for tests"""
     reason: str = dataclasses.field(default="", compare=False)
@@ -90,7 +96,7 @@ def resolve_kernel(config: AttentionConfig, platform: str, head_size: int, dtype
         if lack := _lack(config.kernel, platform, head_size, dtype):
             raise ValueError(f"attention.kernel is '{config.kernel}', but {lack}: choose auto or xla")
         return Kernel(config.kernel, config.blocks)
-    own = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(platform, "xla")
+    own = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash", "cpu": "chunked"}.get(platform, "xla")
     lack = _lack(own, platform, head_size, dtype)
     return Kernel("xla", reason=lack) if lack else Kernel(own, config.blocks)
 
@@ -113,6 +119,12 @@ def _lack(name: Implementation, platform: str, head_size: int, dtype: Any) -> st
     return ""
 
 
+def plain(q: Float[Array, "*lead q h e"], k: Float[Array, "*lead k h e"], kernel: Kernel) -> bool:
+    """Whether XLA's own program runs, which jax differentiates: by name, or where parts of so few logits would gain nothing."""
+    logits = 4 * q.size // q.shape[-1] * k.shape[-3]
+    return kernel.name == "xla" or (kernel.name == "chunked" and logits <= 2 * kernel.cache)
+
+
 def forward(
     q: Float[Array, "*lead q h e"],
     k: Float[Array, "*lead k h e"],
@@ -121,9 +133,9 @@ def forward(
     with_lse: bool = True,
 ) -> tuple[Float[Array, "*lead q h e"], Float[Array, "*lead q h 1"] | None]:
     """Attention and the log-sum-exp of its logits (fp32), which cudnn and splash save the work for if it is not wanted."""
-    if kernel.name == "xla":
+    if plain(q, k, kernel):
         return _xla_forward(q, k, v)
-    run = _cudnn_forward if kernel.name == "cudnn" else _splash_forward
+    run = {"chunked": _chunked_forward, "cudnn": _cudnn_forward, "splash": _splash_forward}[kernel.name]
     (q, k, v), lead = _one_batch(q, k, v)
     return tuple(None if x is None else _unpack(x, lead) for x in run(q, k, v, kernel, with_lse))
 
@@ -138,9 +150,9 @@ def backward(
     kernel: Kernel = XLA,
 ) -> tuple[Float[Array, "*lead q h e"], Float[Array, "*lead k h e"], Float[Array, "*lead k h e"]]:
     """Gradients of q, k and v from that of the output; `out` and `lse` may be those of more keys than `k`."""
-    if kernel.name == "xla":
+    if plain(q, k, kernel):
         return _xla_backward(q, k, v, out, lse, do)
-    run = _cudnn_backward if kernel.name == "cudnn" else _splash_backward
+    run = {"chunked": _chunked_backward, "cudnn": _cudnn_backward, "splash": _splash_backward}[kernel.name]
     arrays, lead = _one_batch(q, k, v, out, lse, do)
     return tuple(_unpack(x, lead) for x in run(*arrays, kernel))
 
@@ -155,11 +167,18 @@ def _unpack(x: Float[Array, "b s h e"], lead: list) -> Float[Array, "*lead s h e
     return einops.unpack(x, lead, "* s h e")[0]
 
 
+def _product(do, out) -> jax.Array:
+    return jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+_matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
 # XLA. Logits and softmax are fp32; `attention.py` says why the forward is laid out so.
 
 
 def _xla_logits(q: jax.Array, k: jax.Array) -> Float[Array, "*lead h q k"]:
-    return jnp.einsum("...qhe,...khe->...hqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return _matmul("...qhe,...khe->...hqk", q * q.shape[-1] ** -0.5, k)
 
 
 def _xla_forward(q, k, v):
@@ -168,20 +187,48 @@ def _xla_forward(q, k, v):
     weights = jnp.exp(logits - peak)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     values = jnp.swapaxes(v, -3, -2)
-    out = jnp.einsum("...qk,...ke->...qe", weights.astype(v.dtype), values, preferred_element_type=jnp.float32) / total
+    out = _matmul("...qk,...ke->...qe", weights.astype(v.dtype), values) / total
     return tuple(jnp.swapaxes(x, -3, -2) for x in (out.astype(v.dtype), jnp.log(total) + peak))
 
 
 def _xla_backward(q, k, v, out, lse, do):
     weights = jnp.exp(_xla_logits(q, k) - jnp.swapaxes(lse, -3, -2))
-    product = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    from_values = jnp.einsum("...qhe,...khe->...hqk", do, v, preferred_element_type=jnp.float32)
-    logits = weights * (from_values - jnp.swapaxes(product, -3, -2)) * q.shape[-1] ** -0.5
+    from_values = _matmul("...qhe,...khe->...hqk", do, v)
+    logits = weights * (from_values - jnp.swapaxes(_product(do, out), -3, -2)) * q.shape[-1] ** -0.5
     weights, logits = weights.astype(v.dtype), logits.astype(v.dtype)
-    dq = jnp.einsum("...hqk,...khe->...qhe", logits, k, preferred_element_type=jnp.float32)
-    dk = jnp.einsum("...hqk,...qhe->...khe", logits, q, preferred_element_type=jnp.float32)
-    dv = jnp.einsum("...hqk,...qhe->...khe", weights, do, preferred_element_type=jnp.float32)
+    dq = _matmul("...hqk,...khe->...qhe", logits, k)
+    dk = _matmul("...hqk,...qhe->...khe", logits, q)
+    dv = _matmul("...hqk,...qhe->...khe", weights, do)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+# Chunked: the same for a few sequences at a time, so that their logits stay in a CPU's cache. Backward has keys before queries:
+# a product with the transpose of what was just computed is slow there.
+
+
+def _chunked_forward(q, k, v, kernel, with_lse):
+    return _by_parts(lambda arrays: _xla_forward(*arrays), (q, k, v), kernel)
+
+
+def _chunked_backward(q, k, v, out, lse, do, kernel):
+    def one(arrays):
+        q, k, v, out, lse, do = (rearrange(x, "s h e -> h s e") for x in arrays)
+        scale = q.shape[-1] ** -0.5
+        lse, product = (rearrange(x, "h q 1 -> h 1 q") for x in (lse, _product(do, out)))
+        weights = jnp.exp(_matmul("hke,hqe->hkq", k, q * scale) - lse)
+        logits = weights * (_matmul("hke,hqe->hkq", v, do) - product) * scale
+        weights, logits = weights.astype(v.dtype), logits.astype(v.dtype)
+        dq, dk = _matmul("hkq,hke->hqe", logits, k), _matmul("hkq,hqe->hke", logits, q)
+        gradients = dq, dk, _matmul("hkq,hqe->hke", weights, do)
+        return tuple(rearrange(x, "h s e -> s h e").astype(v.dtype) for x in gradients)
+
+    return _by_parts(one, (q, k, v, out, lse, do), kernel)
+
+
+def _by_parts(function: Callable, arrays: tuple[jax.Array, ...], kernel: Kernel):
+    """A function of one sequence over the batch, as many at once as the cache holds the logits of."""
+    q, k = arrays[:2]
+    return jax.lax.map(function, arrays, batch_size=max(1, kernel.cache // (4 * q[0].size // q.shape[-1] * k.shape[1])))
 
 
 # cuDNN: it scales the logits itself, and its statistics are the log-sum-exp.

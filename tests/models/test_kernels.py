@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from fourreal.models import GridDiTConfig, kernels
+from fourreal.models.attention import attend
 from fourreal.models.build import make_forward, split_model
 from fourreal.models.kernels import XLA, AttentionConfig, Kernel, SplashBlocks, fit_block, resolve_kernel
 
 SPLASH = Kernel("splash", SplashBlocks(128, 128, 128, 128, 128), interpret=True)
 CUDNN = Kernel("cudnn")
+CHUNKED = Kernel("chunked", cache=1)  # a sequence at a time
 GPU = pytest.mark.skipif(jax.default_backend() != "gpu", reason="cudnn needs a GPU")
 HEADS = 2
 
@@ -27,10 +29,10 @@ def dense(q, k, v):
     return jnp.einsum("bhqk,bkhe->bqhe", jax.nn.softmax(logits), v), jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def inputs(queries: int, keys: int, size: int, dtype=jnp.float32) -> list[jax.Array]:
-    """q, k, v and the gradient of the output, for a batch of 2."""
+def inputs(queries: int, keys: int, size: int, dtype=jnp.float32, batch: int = 2) -> list[jax.Array]:
+    """q, k, v and the gradient of the output."""
     rng = np.random.default_rng(0)
-    shapes = [(2, length, HEADS, size) for length in (queries, keys, keys, queries)]
+    shapes = [(batch, length, HEADS, size) for length in (queries, keys, keys, queries)]
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
@@ -56,6 +58,7 @@ def check(kernel: Kernel, arrays: list[jax.Array], atol: float) -> None:
     ("kernel", "queries", "keys"),
     [
         pytest.param(XLA, 300, 70, id="xla"),
+        pytest.param(CHUNKED, 300, 70, id="chunked"),
         pytest.param(SPLASH, 128, 128, id="splash-whole-block"),
         pytest.param(SPLASH, 130, 200, id="splash-filled-blocks"),
         pytest.param(SPLASH, 100, 70, id="splash-one-filled-block"),
@@ -63,6 +66,21 @@ def check(kernel: Kernel, arrays: list[jax.Array], atol: float) -> None:
 )
 def test_kernel_is_a_dense_softmax_in_values_and_gradients(kernel, queries, keys):
     check(kernel, inputs(queries, keys, size=16), atol=5e-6)  # values and gradients up to 3, sums of 300
+
+
+def test_chunks_that_the_batch_does_not_fill_are_a_dense_softmax():
+    two = Kernel("chunked", cache=2 * 4 * HEADS * 30 * 20)
+    check(two, inputs(30, 20, size=16, batch=5), atol=5e-6)
+    program = str(jax.make_jaxpr(lambda q, k, v, do: kernels.forward(q, k, v, two))(*inputs(30, 20, 16, batch=5)))
+    assert f"f32[2,{HEADS},30,20]" in program and f"f32[5,{HEADS},30,20]" not in program
+
+
+def test_few_logits_are_xlas_own_and_differentiate_in_every_mode():
+    q, k, v, do = inputs(30, 20, size=16)
+    attend_to = lambda q: attend(q, k, v, Kernel("chunked"))  # noqa: E731
+    np.testing.assert_allclose(
+        *(jax.jvp(of, (q,), (do,))[1] for of in (attend_to, lambda q: dense(q, k, v)[0])), atol=5e-6
+    )
 
 
 @GPU
@@ -114,8 +132,8 @@ def test_paper_sequences_of_4608_tokens_are_not_filled_up(most):
 @pytest.mark.parametrize(
     ("platform", "head_size", "dtype", "expected"),
     [
-        ("cpu", 64, "float32", "attention: xla"),
-        ("cpu", 64, "bfloat16", "attention: xla"),
+        ("cpu", 64, "float32", "attention: chunked"),
+        ("cpu", 64, "bfloat16", "attention: chunked"),
         ("tpu", 64, "bfloat16", "attention: splash"),
         ("tpu", 128, "float32", "attention: splash"),
         ("gpu", 128, "bfloat16", "attention: cudnn"),
@@ -156,9 +174,9 @@ def test_a_named_kernel_that_the_devices_lack_is_one_clear_line(kernel, platform
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kernel", ["xla", "cudnn", "splash"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked", "cudnn", "splash"])
 def test_a_named_kernel_is_taken_with_the_configs_blocks(kernel):
-    platform = {"xla": "tpu", "cudnn": "gpu", "splash": "tpu"}[kernel]
+    platform = {"xla": "tpu", "chunked": "cpu", "cudnn": "gpu", "splash": "tpu"}[kernel]
     config = AttentionConfig(kernel, SplashBlocks(q=256))
     assert resolve_kernel(config, platform, 64, "bfloat16") == Kernel(kernel, SplashBlocks(q=256))
 
@@ -170,7 +188,7 @@ def test_blocks_are_multiples_of_a_tpus_lanes(q):
 
 
 def test_an_unknown_kernel_is_refused_by_name():
-    with pytest.raises(ValueError, match="kernel 'flash': expected one of auto, xla, cudnn, splash"):
+    with pytest.raises(ValueError, match="kernel 'flash': expected one of auto, xla, chunked, cudnn, splash"):
         AttentionConfig("flash")
 
 
