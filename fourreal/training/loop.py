@@ -142,11 +142,12 @@ class Run:
         self.peers.exchange("saved")
 
     def close(self) -> None:
-        """Stops the reading of data and waits for saves under way."""
-        self.batches.close()
-        if self.writer:
-            self.writer.close()
-        self.checkpoints.close()
+        """Stops the reading of data and waits for saves under way, whichever of these fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.writer:
+                stack.callback(self.writer.close)
+            stack.callback(self.batches.close)
 
 
 def prepare(

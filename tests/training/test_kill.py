@@ -9,6 +9,8 @@ which examples it took.
 import json
 import os
 import random
+import re
+import resource
 import signal
 import struct
 import subprocess
@@ -75,8 +77,8 @@ def config(tmp_path_factory) -> Path:
     return folder / "config.py"
 
 
-def start(config: Path, folder: Path, *options: str) -> subprocess.Popen:
-    """`train.py` in a process group of its own; what it says goes to the folder's sibling `NAME.log`."""
+def start(config: Path, folder: Path, *options: str, piped: bool = False) -> subprocess.Popen:
+    """`train.py` in a process group of its own; what it says goes to the folder's sibling `NAME.log`, or into a pipe."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -84,7 +86,8 @@ def start(config: Path, folder: Path, *options: str) -> subprocess.Popen:
     }
     command = [sys.executable, str(ROOT / "train.py"), str(config), "--out", str(folder), *options]
     with open(folder.with_suffix(".log"), "a") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        out = subprocess.PIPE if piped else log
+        return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def phases(folder: Path) -> tuple[int, set[str]]:
@@ -104,9 +107,11 @@ def phases(folder: Path) -> tuple[int, set[str]]:
     return last["step"], found or {"step"}
 
 
-def kill_in(process: subprocess.Popen, folder: Path, wanted: str, begun: int, rng: random.Random) -> set[str]:
-    """Kills the process's group within a phase, some steps after its start; returns the phases that it died in."""
-    deadline, first, skipped = time.monotonic() + 300, None, rng.randrange(6)
+def kill_in(
+    process: subprocess.Popen, folder: Path, wanted: str, begun: int, skipped: int, rng: random.Random
+) -> set[str]:
+    """Kills the process's group within a phase, `skipped` steps after its start; returns the phases that it died in."""
+    deadline, first = time.monotonic() + 300, None
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0003)
         try:
@@ -144,18 +149,43 @@ def events(folder: Path) -> list[bytes]:
     return found
 
 
-@pytest.mark.slow
-def test_run_killed_twenty_times_is_bit_for_bit_the_run_never_killed(config, tmp_path):
-    expected, folder, rng = tmp_path / "expected", tmp_path / "killed", random.Random(0)
-    process = start(config, expected)
-    assert process.wait(timeout=600) == 0, expected.with_suffix(".log").read_text()[-2000:]
+@pytest.fixture(scope="module")
+def expected(config, tmp_path_factory) -> Path:
+    """The folder of a run that nobody killed."""
+    folder = tmp_path_factory.mktemp("runs") / "expected"
+    assert start(config, folder).wait(timeout=600) == 0, folder.with_suffix(".log").read_text()[-2000:]
+    return folder
 
+
+@pytest.mark.slow
+def test_full_disk_ends_a_run_in_one_line_and_it_goes_on_from_its_last_good_state(config, expected, tmp_path):
+    folder = tmp_path / "full"
+    process = start(config, folder, piped=True)
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("checkpoints/*/files.json")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1, 1))  # no file may grow any more
+    said = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 2, said[-2000:]
+    line = said.splitlines()[-1]
+    assert said.count("error") == 1 and line.startswith("fourreal train: error: ") and "File too large" in line
+    (done,) = re.findall(r"once that is mended, --resume goes on after (\d+) steps", line)
+    assert int(done) == max(int(path.parent.name) for path in folder.glob("checkpoints/*/files.json"))
+    assert start(config, folder, "--resume").wait(timeout=600) == 0, folder.with_suffix(".log").read_text()[-2000:]
+    for name in ("metrics.jsonl", "weights/model.safetensors"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_run_killed_twenty_times_is_bit_for_bit_the_run_never_killed(config, expected, tmp_path):
+    folder, rng = tmp_path / "killed", random.Random(0)
     died, began = [], time.monotonic()
     for number in range(KILLS):
         config_written = (folder / "config.json").stat().st_mtime_ns if number else 0
         process = start(config, folder, *["--resume"] * bool(number))
-        wanted = min(PHASES, key=lambda name: (sum(name in one for one in died), rng.random()))
-        died.append(kill_in(process, folder, wanted, config_written, rng))
+        # first in the first save, before there is any whole checkpoint
+        wanted = min(PHASES, key=lambda name: (sum(name in one for one in died), rng.random())) if died else "save"
+        died.append(kill_in(process, folder, wanted, config_written, rng.randrange(6) if died else 0, rng))
     counts = {name: sum(name in one for one in died) for name in PHASES}
     print(f"killed {KILLS} times within {time.monotonic() - began:.0f} s, in {counts}")
     assert min(counts.values()) >= 3
