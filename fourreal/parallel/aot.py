@@ -147,7 +147,7 @@ def describe_step(question: Question) -> dict[str, Any]:
     from fourreal.models.build import make_forward, split_model
     from fourreal.models.kernels import XLA, Kernel, resolve_kernel
     from fourreal.parallel import gpu_memory, hlo, layout
-    from fourreal.parallel.mesh import make_mesh
+    from fourreal.parallel.mesh import make_mesh, slice_of
     from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
     from fourreal.training.loop import trace_step
     from fourreal.training.state import fresh_state
@@ -211,11 +211,6 @@ def stand_ins(count: int) -> list:
 
     jax.config.update("jax_num_cpu_devices", count)
     return jax.devices("cpu")
-
-
-def slice_of(device: Any) -> int:
-    """Which slice a device is in; those of a single slice do not say."""
-    return getattr(device, "slice_index", 0)
 
 
 def _count(tree: Any) -> int:
