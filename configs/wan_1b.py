@@ -1,7 +1,7 @@
 """A grid model of Wan 2.1's 1.3B base, frozen, on latents of 8 views x 8 times, for a TPU or GPU cluster.
 
-576 tokens a cell are latents of 36 x 64 (frames of 288 x 512 pixels). There is no data pipeline for latents yet, so this
-config is for `fourreal plan`:
+576 tokens a cell are latents of 36 x 64 (frames of 288 x 512 pixels). There is no data pipeline for latents and embedded
+texts yet, so this config is for `fourreal plan`, which takes a text of 512 tokens an example:
 
 fourreal plan configs/wan_1b.py --topology v5e:4x4 --size 36 64
 """
@@ -20,6 +20,7 @@ CONFIG = TrainConfig(
         mlp_width=8960,
         patch=(1, 2, 2),
         channels=16,
+        text_width=4096,
         prediction="u",
         dtype="bfloat16",
         remat="full",

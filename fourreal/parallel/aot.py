@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
 }
+TEXT_TOKENS = 512  # of an embedded text, as Wan takes it
 ANSWER = "answer: "  # before the answer, in case a library prints, too
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -115,7 +116,7 @@ def topology_devices(topology: Topology) -> list:
 
 
 def step_inputs(question: Question) -> tuple[dict[str, Any], dict[str, str]]:
-    """(shapes of a batch, static arguments of the step): uint8 pixels, float32 latents, the text's embedding left out."""
+    """(shapes of a batch, static arguments of the step): uint8 pixels, float32 latents, an embedded text an example."""
     import jax
     import jax.numpy as jnp
 
@@ -132,6 +133,8 @@ def step_inputs(question: Question) -> tuple[dict[str, Any], dict[str, str]]:
         shapes["K"] = jax.ShapeDtypeStruct((*views, 3, 3), jnp.float32)
         shapes["c2w"] = jax.ShapeDtypeStruct((*views, 4, 4), jnp.float32)
         shapes["cameras_known"] = jax.ShapeDtypeStruct(views[:1], jnp.bool_)
+    if config.model.text_width is not None:  # one for all clips of a grid
+        shapes["text"] = jax.ShapeDtypeStruct((data.batch_size, 1, TEXT_TOKENS, config.model.text_width), jnp.float32)
     return shapes, {} if data.kind == "grid" else {"context": "dynamic"}
 
 
@@ -147,7 +150,7 @@ def describe_step(question: Question) -> dict[str, Any]:
     from fourreal.models.build import make_forward, split_model
     from fourreal.models.kernels import XLA, Kernel, resolve_kernel
     from fourreal.parallel import gpu_memory, hlo, layout
-    from fourreal.parallel.mesh import make_mesh
+    from fourreal.parallel.mesh import make_mesh, slice_of
     from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
     from fourreal.training.loop import trace_step
     from fourreal.training.state import fresh_state
@@ -165,7 +168,12 @@ def describe_step(question: Question) -> dict[str, Any]:
         graph, params = split_model(ours.model, ours.grid if ours.data.kind == "grid" else None, kernel)
         train_step = make_train_step(make_forward(graph), ours)
         state = jax.eval_shape(lambda params: fresh_state(params, ours), params)
-        return lambda state, batch: train_step(state, batch, **static), state
+
+        def with_text(state: Any, batch: dict[str, jax.Array]) -> tuple[Any, dict]:
+            text = {"text": batch["text"][:, 0]} if "text" in batch else {}
+            return train_step(state, batch, **text, **static)
+
+        return with_text, state
 
     plain, state = step(XLA, remat="none")
     answer = {
@@ -210,12 +218,8 @@ def stand_ins(count: int) -> list:
     import jax
 
     jax.config.update("jax_num_cpu_devices", count)
+    jax.config.update("jax_disable_most_optimizations", True)  # of machine code, which nobody will run
     return jax.devices("cpu")
-
-
-def slice_of(device: Any) -> int:
-    """Which slice a device is in; those of a single slice do not say."""
-    return getattr(device, "slice_index", 0)
 
 
 def _count(tree: Any) -> int:

@@ -4,7 +4,8 @@
     traffic       state read and written, weights read once each way, what is kept written and read, layers at work twice
 
 What layers keep is read from the step's jaxpr: results of the forward scan over layers. An estimate, as are the numbers of
-one layer at work: six fp32 residuals, eight projections and three hidden layers of the MLP, in each of two streams.
+one layer at work: six fp32 residuals, eight projections (four more with a text) and three hidden layers of the MLP, in each
+of two streams.
 """
 
 import math
@@ -42,7 +43,9 @@ def estimate(
     kept = kept_for_backward(jaxpr, model.depth) // cut
     own = tokens // cut
     two_streams = config.data.kind == "grid" and config.grid.fusion in ("soft", "hard", "none")
-    at_work = (1 + two_streams) * own * (6 * 4 * model.width + (8 * model.width + 3 * model.mlp_width) * item)
+    projections = 8 if model.text_width is None else 12
+    widths = projections * model.width + 3 * model.mlp_width
+    at_work = (1 + two_streams) * own * (6 * 4 * model.width + widths * item)
     leaves = jax.tree.leaves([state["params"], state["frozen"]])
     stacked = sum(leaf.size for leaf in leaves if leaf.ndim and leaf.shape[0] == model.depth)
     layer = stacked // model.depth * item // mesh["tensor"]

@@ -10,7 +10,8 @@ Bytes are of one device. A collective's `payload` is the larger of its operand a
     collective-permute                        payload
 
 What a TPU's compiler writes in its own way: a reduce-scatter is a fusion of an all-reduce and a slice; an asynchronous
-collective stands in several fusions and counts where it starts; between slices, chips send to and receive from their hosts.
+collective stands in several fusions and counts where it starts; one that a chip's sparse cores run is called, asynchronously;
+between slices, chips send to and receive from their hosts.
 """
 
 import collections
@@ -36,7 +37,7 @@ FREE = {
     "replica-id",
 }
 HOST = {"send", "recv", "send-done", "recv-done"}
-CALLERS = {"while", "call", "conditional"}  # their bodies' instructions move the bytes, not they
+CALLERS = {"while", "call", "call-done", "conditional"}  # their bodies' instructions move the bytes, not they
 
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
@@ -111,7 +112,7 @@ class Program:
                 if instruction.opcode == "while":
                     trips = self.trips(name, instruction)
                     pending += [(body, times * trips) for body in instruction.called("body")]
-                elif instruction.opcode in ("call", "conditional"):
+                elif instruction.opcode in ("call", "call-start", "conditional"):
                     inner = instruction.called("to_apply", "calls", "branch_computations", "called_computations")
                     pending += [(called, times) for called in inner]
 

@@ -60,7 +60,9 @@ def parameter_spec(path: str) -> P:
 def gather_layer(layer: tuple, dtype: jnp.dtype) -> tuple:
     """A layer's parameters, (block,) or (block, sync), whole over fsdp and grid and with kernels in `dtype`, as it needs them.
 
-    Backward sums their gradients straight into the parts. Left alone, XLA may rather move activations, or cut the matmuls.
+    Backward sums their gradients straight into the parts, in `dtype`, in which the matmuls return them: a cast before the sum
+    would not change the program, and matmuls that return fp32 would move twice the bytes. Left alone, XLA may rather move
+    activations, or cut the matmuls.
     """
     if activations.axis_size(*FSDP) == 1:
         return layer

@@ -63,25 +63,36 @@ def fit_mesh(devices: int, views: int, times: int) -> MeshConfig:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: "Sequence[jax.Device] | None" = None) -> "jax.sharding.Mesh":
-    """The mesh of all devices, or of some; neighbours on the chip's network stay neighbours on the inner axes."""
+    """The mesh of all devices, or of some; neighbours on the chip's network stay neighbours on the inner axes.
+
+    Without a torus, devices go host by host, so that tensor, then grid lie within a host as far as they fit, and fsdp, whose
+    gathers are of weights alone, crosses hosts before they do.
+    """
     import jax
     import numpy as np
     from jax.experimental import mesh_utils
     from jax.sharding import AxisType, Mesh
 
     devices = jax.devices() if devices is None else list(devices)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    on_tpus = devices[0].platform == "tpu"
+    slices = len({slice_of(device) for device in devices}) if on_tpus else 1
     sizes = tuple(config.sizes(len(devices), slices).values())
     if slices > 1:
         inside = (sizes[0] // slices, *sizes[1:])
         placed = mesh_utils.create_hybrid_device_mesh(
             inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
-    elif devices[0].platform == "tpu":
+    elif on_tpus:
         placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:  # by process, and with it by node
-        placed = np.asarray(devices).reshape(sizes)
+    else:  # of several processes, a "slice" is a host there
+        by_host = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
+        placed = np.asarray(by_host).reshape(sizes)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_of(device: "jax.Device") -> int:
+    """Which slice a TPU is in, or which host another device; 0 where there is one."""
+    return getattr(device, "slice_index", 0)
 
 
 def describe(sizes: dict[str, int]) -> str:

@@ -23,6 +23,11 @@ from fourreal.parallel.chips import GIB, Topology, parse_topology
 from fourreal.parallel.hlo import KINDS, Collective
 from fourreal.parallel.mesh import describe
 
+OF_GPUS = (
+    "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler",
+    "a program gets 3/4 of a card, as JAX takes by default; XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives more",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -210,11 +215,7 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
         ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
         ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
         *(("", line) for line in (*roofline.ASSUMPTIONS, *repeated(config, step))),
-        *(
-            []
-            if chip.sides
-            else [("", "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler")]
-        ),
+        *([] if chip.sides else [("", line) for line in OF_GPUS]),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
 

@@ -4,12 +4,14 @@ Splash attention runs here in Pallas's interpreter. cuDNN needs a GPU; without o
 own gradient. A GPU's matmuls are bf16 here: two numbers of 8 bits, summed in fp32.
 """
 
+import dataclasses
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from fourreal.models import GridDiTConfig, kernels
 from fourreal.models.attention import attend
@@ -179,6 +181,40 @@ def test_a_named_kernel_is_taken_with_the_configs_blocks(kernel):
     platform = {"xla": "tpu", "chunked": "cpu", "cudnn": "gpu", "splash": "tpu"}[kernel]
     config = AttentionConfig(kernel, SplashBlocks(q=256))
     assert resolve_kernel(config, platform, 64, "bfloat16") == Kernel(kernel, SplashBlocks(q=256))
+
+
+@pytest.mark.parametrize(
+    "blocks", [SplashBlocks(128, 256, 512, 128, 128), SplashBlocks(512, 1024, 256, 512, 256)], ids=["small", "large"]
+)
+def test_blocks_of_the_config_are_those_of_the_kernels_on_the_device(blocks):
+    """Of 1024 tokens: how many blocks the forward has of queries and of keys, the backward of keys and of queries, what a
+    block holds, and how many keys each takes at once, as its first product says."""
+    kernel = resolve_kernel(AttentionConfig(blocks=blocks), "tpu", 64, "bfloat16")
+    x = jax.ShapeDtypeStruct((1, 1024, HEADS, 64), jnp.bfloat16)
+    gradient = jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, kernel).astype(jnp.float32)), argnums=(0, 1, 2))
+    forward, backward = equations(jax.make_jaxpr(gradient)(x, x, x).jaxpr, "pallas_call")
+    q, kv, q_backward, kv_backward, step = dataclasses.astuple(blocks)
+    assert forward.params["grid_mapping"].grid == (HEADS, 1024 // q, 1024 // kv)
+    assert backward.params["grid_mapping"].grid == (1024 // kv_backward, HEADS, 1024 // q_backward)
+    for call, sizes in ((forward, (q, kv, kv)), (backward, (q_backward, kv_backward, kv_backward))):
+        mappings = call.params["grid_mapping"].block_mappings[:3]
+        assert tuple(mapping.block_shape[1].block_size for mapping in mappings) == sizes
+        product = next(equations(call.params["jaxpr"], "dot_general"))
+        assert sorted(product.outvars[0].aval.shape) == sorted((sizes[0], step))
+
+
+def equations(jaxpr, primitive: str):
+    """The equations of a jaxpr, and of those within it, with a primitive's name."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == primitive:
+            yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from equations(getattr(inner, "jaxpr", inner), primitive)
+
+
+def is_jaxpr(leaf) -> bool:
+    return isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)
 
 
 @pytest.mark.parametrize("q", [0, 64, 200])

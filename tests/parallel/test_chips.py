@@ -22,6 +22,7 @@ def test_topology_counts_chips_and_the_devices_that_jax_sees():
         ("v5e:0x4", 1, "2 lengths"),
         ("h100:2x4", 1, "a number of GPUs, as h100:8"),
         ("v5e:4x4", 0, "slices is 0"),
+        ("h100:8", 2, "only TPUs come in slices"),
     ],
 )
 def test_unknown_topology_is_refused_with_one_that_would_do(name, slices, said):
@@ -44,6 +45,7 @@ def test_axis_wraps_around_where_it_is_whole():
     assert [parse_topology("v5p:2x4x8").wraps(side) for side in (0, 1, 2)] == [False, True, True]
 
 
-def test_no_program_can_take_more_than_a_chip_has():
+def test_no_program_can_take_more_than_a_chip_has_nor_on_a_gpu_than_jax_takes_by_default():
     for chip in CHIPS.values():
-        assert 0.9 * chip.hbm < chip.usable <= chip.hbm + GIB
+        least, most = (0.9, chip.hbm) if chip.sides else (0.7, 0.75 * 80 * GIB)
+        assert least * chip.hbm < chip.usable <= most

@@ -207,6 +207,49 @@ def test_what_hosts_exchange_between_slices_counts_once_and_apart():
     assert reduce.sent == 128 * 2048 * 2  # 2 (n - 1) / n of two slices
 
 
+# Of a step for tpu7x: an all-gather in a loop of 4 that the sparse cores run.
+TPU7X = r"""HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%called_computation.43 (param_0.4112: bf16[32,128], param_1.4596: token[]) -> bf16[128,128] {
+  %param_0.4112 = bf16[32,128]{1,0:T(16,128)(2,1)} parameter(0)
+  %param_1.4596 = token[] parameter(1)
+  ROOT %all-gather.281 = bf16[128,128]{1,0:T(16,128)(2,1)} all-gather(%param_0.4112), channel_id=251, replica_groups=mesh['axis_0'=4] {'axis_0'}, dimensions={0}, use_global_device_ids=true
+}
+
+%body (param: (s32[], bf16[32,128])) -> (s32[], bf16[32,128]) {
+  %param = (s32[]{:T(128)}, bf16[32,128]{1,0:T(16,128)(2,1)}) parameter(0)
+  %part = bf16[32,128]{1,0:T(16,128)(2,1)} get-tuple-element(%param), index=1
+  %counter = s32[]{:T(128)} get-tuple-element(%param), index=0
+  %token = token[] after-all()
+  %all-gather.282.cloned.1.call-start = ((bf16[32,128]{1,0:T(16,128)(2,1)}, token[]), bf16[128,128]{1,0:T(16,128)(2,1)}) call-start(%part, %token), async_execution_thread="sparsecore", to_apply=%called_computation.43
+  %all-gather.282.cloned.1.call-done = bf16[128,128]{1,0:T(16,128)(2,1)} call-done(%all-gather.282.cloned.1.call-start)
+  ROOT %tuple = (s32[]{:T(128)}, bf16[32,128]{1,0:T(16,128)(2,1)}) tuple(%counter, %part)
+}
+
+%condition (param.1: (s32[], bf16[32,128])) -> pred[] {
+  %param.1 = (s32[]{:T(128)}, bf16[32,128]{1,0:T(16,128)(2,1)}) parameter(0)
+  %counter.1 = s32[]{:T(128)} get-tuple-element(%param.1), index=0
+  %bound = s32[]{:T(128)} constant(4)
+  ROOT %lt = pred[]{:T(512)} compare(%counter.1, %bound), direction=LT
+}
+
+ENTRY %main (part.1: bf16[32,128]) -> bf16[32,128] {
+  %part.1 = bf16[32,128]{1,0:T(16,128)(2,1)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, bf16[32,128]{1,0:T(16,128)(2,1)}) tuple(%zero, %part.1)
+  %while = (s32[]{:T(128)}, bf16[32,128]{1,0:T(16,128)(2,1)}) while(%start), condition=%condition, body=%body
+  ROOT %end = bf16[32,128]{1,0:T(16,128)(2,1)} get-tuple-element(%while), index=1
+}
+"""
+
+
+def test_collective_that_sparse_cores_run_counts_with_what_it_reads_and_writes():
+    program, part = hlo.parse(TPU7X), 32 * 128 * 2
+    (gather,) = hlo.collectives(program)
+    assert (gather.kind, gather.count, gather.payload) == ("all-gather", 4, 4 * part)
+    assert hlo.memory_traffic(program) == pytest.approx(4 * (part + 4 * part), rel=0.01)
+
+
 def test_memory_traffic_leaves_out_what_stays_on_the_chip():
     """Of V5E's loop, the all-to-all alone reads and writes main memory: the other arrays are in S(1)."""
     share = 2 * 2 * 4 * 64 * 512 * 4

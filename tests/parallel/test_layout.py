@@ -36,6 +36,27 @@ def test_axis_of_minus_one_takes_the_devices_that_are_left(config, wanted):
     assert make_mesh(config, jax.local_devices()).devices.shape == wanted
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU as a run of several hosts shows it: what it calls a slice is the host."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+
+
+@pytest.mark.parametrize("processes", [2, 16])
+def test_gpus_of_several_hosts_are_one_slice_and_inner_axes_stay_within_a_host(processes):
+    """Also where ids and processes go round the hosts."""
+    gpus = [Gpu(i, i % processes, i % 2) for i in range(16)]
+    placed = make_mesh(MeshConfig(data=1, fsdp=4, grid=2, tensor=2), gpus).devices
+    assert {device.id for device in placed.flat} == set(range(16))
+    for part in placed[0]:
+        assert len({device.slice_index for device in part.flat}) == 1
+    assert make_mesh(MeshConfig(data=1, fsdp=16), gpus).devices.shape == (1, 16, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

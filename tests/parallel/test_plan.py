@@ -3,12 +3,15 @@
 import dataclasses
 import importlib.util
 
+import jax
 import pytest
 
 from fourreal.cli import main
 from fourreal.config import load_config
+from fourreal.models.build import split_model
 from fourreal.parallel import aot, plan
 from fourreal.parallel.chips import GIB, parse_topology
+from fourreal.parallel.mesh import MeshConfig
 
 NANO = "configs/nano.py"
 V5E = parse_topology("v5e:4x4")
@@ -173,6 +176,26 @@ def test_compilers_word_for_too_large_is_understood(said):
 def test_other_refusals_of_the_compiler_are_not_taken_for_too_large():
     with pytest.raises(ValueError, match="INTERNAL"):
         aot.too_large("INTERNAL: Mosaic failed to compile")
+
+
+def test_wan_configs_have_the_parameters_of_the_released_model_and_its_text():
+    """Wan's own of 1.3 B, and ours: the `given` vector and three contexts of six vectors."""
+    config = load_config("configs/wan_1b.py")
+    _, shapes = split_model(config.model, None)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 1_418_996_800 + (1 + 3 * 6) * 1536
+    inputs, _ = aot.step_inputs(aot.Question(config, "v5e:4x4", 1, 36, 64))
+    assert inputs["text"].shape == (8, 1, 512, 4096)
+
+
+def test_model_with_text_is_planned_on_gpus_with_its_state_and_batch_on_them_in_parts(config):
+    model = dataclasses.replace(config.model, width=32, heads=2, mlp_width=64, depth=1, text_width=64, dtype="bfloat16")
+    data = dataclasses.replace(config.data, batch_size=2)
+    config = dataclasses.replace(config, model=model, data=data, mesh=MeshConfig(fsdp=2))
+    step = plan.plan_step(config, parse_topology("h100:2"), (16, 16))
+    assert step.kernel == "attention: cudnn"
+    text, state = 512 * 64 * 4, 4 * step.trained * 4  # fp32: of one example; parameters, average and two moments
+    assert text + state / 2 < step.arguments < text + 0.7 * state
+    assert "as JAX takes by default" in plan.report(config, parse_topology("h100:2"), step)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
