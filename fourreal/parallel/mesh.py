@@ -58,8 +58,12 @@ class MeshConfig:
 
 
 def fit_mesh(devices: int, views: int, times: int) -> MeshConfig:
-    """For sampling one grid: as many devices along grid as its sides allow, the rest along data, for guidance."""
-    return MeshConfig(grid=math.gcd(devices, views, times))
+    """For sampling one grid: as many devices along grid as its sides allow, two of the rest along data for guidance's branches.
+
+    What is left cuts only parameters. An odd rest computes both branches.
+    """
+    grid = math.gcd(devices, views, times)
+    return MeshConfig(data=2 - devices // grid % 2, fsdp=-1, grid=grid)
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: "Sequence[jax.Device] | None" = None) -> "jax.sharding.Mesh":

@@ -67,8 +67,8 @@ class GridPipeline:
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
             seed: of the noise; each cell's is keyed by (seed, v, t).
 
-        Raises ValueError for frames that are no uint8 grid or whose sides the model's patch does not divide, and for cameras
-        that are none or that the model does not take.
+        Raises ValueError for frames that are no uint8 grid or whose sides the model's patch does not divide, for cameras
+        that are none or that the model does not take, and for a sample that is not finite.
         """
         frames, given = np.asarray(frames), np.asarray(given)
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -87,14 +87,20 @@ class GridPipeline:
         noise = cell_noise(seed, *frames.shape[:2], frames.shape[2:])
         conditions = {"text": text, "cameras": cameras}
         with jax.set_mesh(self.mesh):
-            sampled = self._sample(
+            sampled, finite = self._sample(
                 self.params, known, given, noise, conditions, steps=steps, guidance=guidance, method=method
+            )
+        if not finite:
+            raise ValueError(
+                f"{steps} steps at guidance scale {guidance_scale:g} gave numbers that are not finite, expected pixels: "
+                "give a smaller scale (1 is no guidance), or take other weights"
             )
         return np.where(given[..., None, None, None], frames, np.asarray(sampled))
 
     def _sample_unjitted(
         self, params, frames, given, noise, conditions, *, steps: int, guidance: Guidance, method: str
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
+        """The pixels, and whether the numbers behind them are finite."""
         model = functools.partial(self._forward, params)
         text = None if conditions["text"] is None else conditions["text"][None]
         x = sample_grid(
@@ -110,7 +116,7 @@ class GridPipeline:
             null_text=None if text is None else jnp.zeros_like(text),
             cameras=conditions["cameras"],
         )
-        return to_uint8(x[0])
+        return to_uint8(x[0]), jnp.isfinite(x).all()
 
 
 def load_pipeline(name: str | Path, mesh: MeshConfig | None = None) -> GridPipeline:
