@@ -5,6 +5,7 @@ result = pipe(frames, given)                    # uint8 [v t h w 3], bool [v t] 
 """
 
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -33,7 +34,10 @@ class GridPipeline:
 
     def __init__(self, spec: ModelSpec, params: Params, weights_hash: str = "", mesh: Mesh | None = None):
         self.config, self.weights_hash = spec, weights_hash
-        self.mesh = make_mesh(fit_mesh(len(jax.devices()), spec.views, spec.times)) if mesh is None else mesh
+        if mesh is None:
+            width = math.gcd(spec.model.width, spec.model.mlp_width)
+            mesh = make_mesh(fit_mesh(len(jax.devices()), spec.views, spec.times, width))
+        self.mesh = mesh
         platform = self.mesh.devices.flat[0].platform
         kernel = resolve_kernel(AttentionConfig(), platform, spec.model.head_size, spec.model.dtype)
         graph, _ = split_model(spec.model, spec.grid, kernel)
