@@ -4,15 +4,19 @@ python benchmarks/against_torch.py configs/nano.py --out benchmarks/results/cpu_
 python benchmarks/against_torch.py configs/tiny.py --batch 2
 python benchmarks/against_torch.py configs/large.py --device cuda --size 384 --batch 1 --out benchmarks/results/gpu.json
 
-Needs `torch` beside the project (`pip install -e '.[train]' torch`) and, for `torch.compile`, a C++ compiler. First it loads
-the same random parameters into both and compares sampled grids, gradients and the losses of three updates. Then all take turns:
-each round times each of them once, so a disturbance meets all alike. All use all cores, the config's precision and their
-defaults. On a CPU ours keeps the matmuls' results for backward, as nano does; tiny's batch of 16 is meant for an accelerator.
+Needs `torch` beside the project (`pip install -e '.[train]' torch`) and, for `torch.compile`, a C++ compiler. First a cut of
+the config (fp32, two layers, small frames) gets the same random parameters in both, and sampled grids, gradients and the losses
+of three updates must be equal. How far they are apart in the config's own size and precision goes into the report. On a CPU all
+take turns: each round times each of them once, so a disturbance meets all alike. On a GPU, and with --alone, each has all the
+memory to itself, one after the other. All use all cores, the config's precision and their defaults. On a CPU ours keeps the
+matmuls' results for backward, as nano does; tiny's batch of 16 is meant for an accelerator.
 On a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory.
 """
 
 import argparse
 import dataclasses
+import functools
+import gc
 import json
 import os
 import platform
@@ -26,109 +30,159 @@ import jax
 import numpy as np
 import torch
 from torch_two_stream import Sampler, Trainer, TwoStream, in_torch, load_ours
+from training import kernel_calls
 
 from fourreal.config import TrainConfig, load_config
 from fourreal.diffusion import flow
 from fourreal.diffusion.samplers import cell_noise, noise_levels
 from fourreal.models.build import Params, fresh_params, make_forward, split_model
 from fourreal.models.checkpoints import ModelSpec
-from fourreal.models.kernels import resolve_kernel
+from fourreal.models.kernels import AttentionConfig, resolve_kernel
 from fourreal.models.weights import flat_names
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.training.state import fresh_state
 from fourreal.training.step import NOISE, SIGMA, batch_loss, example_keys, make_train_step
 
 SAMPLING_STEPS = 8
-# How far a sampled pixel (of 255), a gradient (of its parameter's largest) and a loss may be apart, by precision. Those of
-# bfloat16 are guesses: no GPU has run it.
-TOLERANCES = {"float32": (1, 1e-4, 1e-4), "bfloat16": (16, 0.1, 1e-2)}
+UPDATES = 3  # whose losses are compared
+TIMED = {"training step": ("train", 1), "sampling step": ("sample", SAMPLING_STEPS)}  # what: (a call, steps in it)
+# How far a sampled pixel (of 255), a gradient (of its parameter's largest) and a loss may be apart in fp32.
+TOLERANCES = {"pixels": 1, "gradients": 1e-4, "losses": 1e-4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every contender is given."""
+
+    config: TrainConfig
+    params: Params
+    frames: np.ndarray
+    given: np.ndarray
+
+    def draws(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The noise levels and the noise of a training step."""
+        shape = self.frames.shape
+        sigma_keys, noise_keys = (example_keys(self.config.seed, purpose, step, shape[0]) for purpose in (SIGMA, NOISE))
+        sigma = jax.vmap(lambda key: flow.sample_sigma(key, self.config.sigma))(sigma_keys)
+        return np.array(sigma), np.array(jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise_keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a contender computes from the task's parameters."""
+
+    pixels: np.ndarray
+    """a sampled grid"""
+    gradients: dict[str, np.ndarray]
+    """of the mean loss by every parameter, as PyTorch names it"""
+    losses: list[float]
+    """of the first updates"""
 
 
 class Ours:
     """Our training step and sampler, as `train.py` and `sample.py` run them."""
 
-    def __init__(self, config: TrainConfig, params: Params, frames: np.ndarray, given: np.ndarray):
+    def __init__(self, task: Task):
+        config = task.config
         kernel = resolve_kernel(config.attention, jax.devices()[0].platform, config.model.head_size, config.model.dtype)
         graph, _ = split_model(config.model, config.grid, kernel)
-        self.config, self.params, self.forward = config, params, make_forward(graph)
-        self.batch = {"frames": frames, "given": given}
-        self.state = fresh_state(jax.tree.map(np.copy, params), config)
+        self.task, self.forward = task, make_forward(graph)
+        self.batch = {"frames": task.frames, "given": task.given}
+        self.state = fresh_state(jax.tree.map(np.copy, task.params), config)
         step = make_train_step(self.forward, config)
         self._step = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
-        spec = ModelSpec(config.model, config.grid, *frames.shape[1:4], config.sigma.shift)
-        self._pipeline = GridPipeline(spec, jax.device_put(params))
+        self.about = {"kernel": str(kernel), "kernel_calls": kernel_calls(self._step)}
+        spec = ModelSpec(config.model, config.grid, *task.frames.shape[1:4], config.sigma.shift)
+        self._pipeline = GridPipeline(spec, task.params, attention=config.attention)
 
     def train(self) -> float:
         self.state, metrics = self._step(self.state, jax.device_put(self.batch))
         return float(metrics["loss"])  # waits for the step
 
     def sample(self) -> np.ndarray:
-        return self._pipeline(self.batch["frames"][0], self.batch["given"][0], steps=SAMPLING_STEPS)
+        return self._pipeline(self.task.frames[0], self.task.given[0], steps=SAMPLING_STEPS)
 
-    def draws(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The noise levels and the noise of a training step."""
-        shape = self.batch["frames"].shape
-        sigma_keys, noise_keys = (example_keys(self.config.seed, purpose, step, shape[0]) for purpose in (SIGMA, NOISE))
-        sigma = jax.vmap(lambda key: flow.sample_sigma(key, self.config.sigma))(sigma_keys)
-        return np.array(sigma), np.array(jax.vmap(lambda key: jax.random.normal(key, shape[1:]))(noise_keys))
-
-    def gradients(self, sigma: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
-        """The gradient of the mean loss by every parameter."""
+    def answers(self) -> Answers:
+        sigma, eps = self.task.draws(0)
 
         def loss(params: Params) -> jax.Array:
-            arguments = (*self.batch.values(), sigma, eps, self.config.model.prediction)
+            arguments = (*self.batch.values(), sigma, eps, self.task.config.model.prediction)
             return batch_loss(self.forward, params, *arguments).mean()
 
-        return {name: np.asarray(leaf) for name, leaf in flat_names(jax.jit(jax.grad(loss))(self.params)).items()}
+        gradients = flat_names(jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(self.task.params)))
+        return Answers(self.sample(), in_torch(gradients), [self.train() for _ in range(UPDATES)])
 
 
 class Torch:
-    """The same in PyTorch."""
+    """The same in PyTorch, one module for both."""
 
-    def __init__(self, ours: Ours, compiled: bool):
-        self.batch = {name: torch.tensor(value) for name, value in ours.batch.items()}
-        self.levels = torch.tensor(noise_levels(SAMPLING_STEPS, ours.config.sigma.shift))
-        size = ours.batch["frames"].shape[3]
-        trained, sampled = TwoStream(ours.config, size), TwoStream(ours.config, size)
-        for model in (trained, sampled):
-            load_ours(model, flat_names(ours.params))
-        self.trainer, self.sampler = Trainer(trained, compiled), Sampler(sampled, compiled)
+    def __init__(self, task: Task, compiled: bool):
+        self.task, self.about = task, {}
+        self.batch = torch.tensor(task.frames), torch.tensor(task.given)
+        self.levels = torch.tensor(noise_levels(SAMPLING_STEPS, task.config.sigma.shift))
+        model = TwoStream(task.config, task.frames.shape[3])
+        load_ours(model, flat_names(task.params))
+        self.trainer, self.sampler = Trainer(model, compiled), Sampler(model, compiled)
 
     def train(self, *drawn: np.ndarray) -> float:
-        return self.trainer.step(*self.batch.values(), tuple(map(torch.tensor, drawn)))
+        return self.trainer.step(*self.batch, tuple(map(torch.tensor, drawn)))
 
     def sample(self, *noise: np.ndarray) -> np.ndarray:
-        frames, given = (value[0] for value in self.batch.values())
+        frames, given = (value[0] for value in self.batch)
         return self.sampler(frames, given, *map(torch.tensor, noise), levels=self.levels).numpy(force=True)
 
-    def gradients(self, sigma: np.ndarray, eps: np.ndarray) -> dict[str, np.ndarray]:
-        """The gradient of the mean loss by every parameter."""
-        self.trainer.loss(*self.batch.values(), torch.tensor(sigma), torch.tensor(eps)).backward()
-        found = {name: leaf.grad.numpy(force=True) for name, leaf in self.trainer.model.named_parameters()}
+    def answers(self) -> Answers:
+        views, times, *frame = self.task.frames.shape[1:]
+        grid = self.sample(np.array(cell_noise(0, views, times, tuple(frame)))[None])
+        draws = [self.task.draws(step) for step in range(UPDATES)]
+        self.trainer.loss(*self.batch, *map(torch.tensor, draws[0])).backward()
+        gradients = {name: leaf.grad.numpy(force=True) for name, leaf in self.trainer.model.named_parameters()}
         self.trainer.adamw.zero_grad()
-        return found
+        return Answers(grid, gradients, [self.train(*drawn) for drawn in draws])
 
 
-def prove_equal(ours: Ours, theirs: dict[str, Torch]) -> None:
-    """Raises AssertionError where sampled grids, gradients or losses of three updates differ."""
-    views, times, *frame = ours.batch["frames"].shape[1:]
-    most_levels, most_gradient, most_loss = TOLERANCES[ours.config.model.dtype]
-    grid, noise = ours.sample(), np.array(cell_noise(0, views, times, tuple(frame)))[None]
-    gradients = in_torch(ours.gradients(*ours.draws(0)))
-    for name, contender in theirs.items():
-        apart = np.abs(contender.sample(noise).astype(int) - grid)
-        assert apart.max() <= most_levels, f"{name}: a sampled pixel is {apart.max()} of 255 away"
-        for parameter, found in contender.gradients(*ours.draws(0)).items():
-            wanted = gradients[parameter]
-            apart = np.abs(found - wanted).max() / np.abs(wanted).max()
-            assert apart < most_gradient, (
-                f"{name}: the gradient of {parameter} is {apart:.1e} of its largest value away"
-            )
-    for step in range(3):
-        loss = ours.train()
-        for name, contender in theirs.items():
-            apart = abs(contender.train(*ours.draws(step)) / loss - 1)
-            assert apart < most_loss, f"{name}: the loss of step {step} is {apart:.1e} away"
+CONTENDERS = {
+    "ours": Ours,
+    "torch eager": functools.partial(Torch, compiled=False),
+    "torch compiled": functools.partial(Torch, compiled=True),
+}
+THEIRS = [name for name in CONTENDERS if name != "ours"]
+
+
+def make_task(config: TrainConfig, size: int) -> Task:
+    """Noise for frames and on all parameters: none is zero, so that every path carries a signal."""
+    shape = (config.data.batch_size, config.data.views, config.data.times)
+    rng, given = np.random.default_rng(0), np.zeros(shape, bool)
+    given[:, 0], given[:, :, 0] = True, True
+    frames = rng.integers(0, 256, (*shape, size, size, 3), np.uint8)
+    params = fresh_params(config.model, config.grid, 0)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), params)
+    return Task(config, params, frames, given)
+
+
+def differences(found: Answers, wanted: Answers) -> dict[str, dict[str, float]]:
+    """How far answers are apart: pixels (of 255), gradients (of each parameter's largest), losses (relative)."""
+    apart = {
+        "pixels": np.abs(found.pixels.astype(int) - wanted.pixels),
+        "gradients": [
+            np.abs(found.gradients[name] - leaf).max() / np.abs(leaf).max() for name, leaf in wanted.gradients.items()
+        ],
+        "losses": np.abs(np.array(found.losses) / wanted.losses - 1),
+    }
+    return {kind: {"max": float(np.max(values)), "mean": float(np.mean(values))} for kind, values in apart.items()}
+
+
+def prove_equal(config: TrainConfig, size: int) -> None:
+    """Raises AssertionError where the contenders' answers differ on a cut of the config: fp32, two layers, 4 x 4 patches."""
+    model = dataclasses.replace(config.model, dtype="float32", depth=min(config.model.depth, 2))
+    config = dataclasses.replace(config, model=model, attention=AttentionConfig())
+    with jax.default_matmul_precision("highest"):  # not TF32
+        task = make_task(config, min(size, 4 * model.patch[1]))
+        answers = {name: make(task).answers() for name, make in CONTENDERS.items()}
+    for name in THEIRS:
+        for kind, apart in differences(answers[name], answers["ours"]).items():
+            most = TOLERANCES[kind]
+            assert apart["max"] <= most, f"{name}: {kind} are up to {apart['max']:.1e} apart in fp32, at most {most}"
 
 
 def take_turns(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
@@ -148,32 +202,46 @@ def compare(config: TrainConfig, options: argparse.Namespace) -> dict:
     if options.device == "cpu":
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="matmuls"))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
-    shape = (batch, config.data.views, config.data.times)
-    rng, given = np.random.default_rng(0), np.zeros(shape, bool)
-    given[:, 0], given[:, :, 0] = True, True
-    frames = rng.integers(0, 256, (*shape, options.size, options.size, 3), np.uint8)
-    params = fresh_params(config.model, config.grid, 0)
-    # noise on all parameters: none is zero, so that every path carries a signal
-    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), params)
-    ours = Ours(config, params, frames, given)
-    theirs = {"torch eager": Torch(ours, compiled=False), "torch compiled": Torch(ours, compiled=True)}
-    prove_equal(ours, theirs)
+    prove_equal(config, options.size)
+    make_room()
+    task = make_task(config, options.size)
     report = {"config": config.name, "batch": batch, "size": options.size}
-    contenders = {"ours": ours, **theirs}
-    for what, runs, share in (
-        ("training step", {name: contender.train for name, contender in contenders.items()}, 1),
-        ("sampling step", {name: contender.sample for name, contender in contenders.items()}, SAMPLING_STEPS),
-    ):
-        seconds = {name: [t / share for t in times] for name, times in take_turns(runs, options.rounds).items()}
-        report[what] = {
-            name: {"median_s": round(statistics.median(times), 4), "min_s": round(min(times), 4)}
-            for name, times in seconds.items()
-        }
+    report |= {"differences": {}, **{what: {} for what in TIMED}}
+    alone = options.alone or options.device == "cuda"
+    answers = {}
+    for names in [[name] for name in reversed(CONTENDERS)] if alone else [list(CONTENDERS)]:  # JAX keeps its memory
+        answers |= measure(names, task, options.rounds, report)
+        make_room()
+    for name in THEIRS:
+        report["differences"][name] = differences(answers[name], answers["ours"])
+    for what in TIMED:
         for kind in ("median_s", "min_s"):
-            fastest = min(report[what][name][kind] for name in theirs)
+            fastest = min(report[what][name][kind] for name in THEIRS)
             report[what]["ours"][f"speedup_{kind[:-2]}"] = round(fastest / report[what]["ours"][kind], 2)
-        print(config.name, what, json.dumps(report[what]), flush=True)
+    print(json.dumps(report), flush=True)
     return report
+
+
+def measure(names: list[str], task: Task, rounds: int, report: dict) -> dict[str, Answers]:
+    """The answers of contenders that are in memory together; their times go into the report."""
+    contenders = {name: CONTENDERS[name](task) for name in names}
+    answers = {name: contender.answers() for name, contender in contenders.items()}
+    for what, (method, share) in TIMED.items():
+        seconds = take_turns({name: getattr(contender, method) for name, contender in contenders.items()}, rounds)
+        for name, times in seconds.items():
+            median, least = statistics.median(times) / share, min(times) / share
+            report[what][name] = {"median_s": round(median, 4), "min_s": round(least, 4)}
+            print(task.config.name, what, name, json.dumps(report[what][name]), flush=True)
+    for contender in contenders.values():
+        report |= contender.about
+    return answers
+
+
+def make_room() -> None:
+    """Frees what contenders that are gone have left in PyTorch."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def processor() -> str:
@@ -189,6 +257,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--size", type=int, default=64, help="pixels of a frame's side")
     parser.add_argument("--batch", type=int, help="grids a step; none: the config's")
+    parser.add_argument("--alone", action="store_true", help="one after the other, as always on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()

@@ -126,7 +126,7 @@ class TwoStream(nn.Module):
         six_v, six_t = swap(six + self.context[FREEZE_TIME]), six + self.context[DYNAMIC]
         x_v, x_t = swap(x), x
         layer = self._layer
-        if self.training and self.config.model.remat == "full":
+        if torch.is_grad_enabled() and self.config.model.remat == "full":
             layer = functools.partial(checkpoint, layer, use_reentrant=False)
         for block, sync in zip(self.blocks, self.syncs, strict=True):
             x_v, x_t = layer(x_v, x_t, six_v, six_t, shift_scale, block, sync)
@@ -221,7 +221,7 @@ class Trainer:
     """The training step: draws noise, loss and gradient, clipped AdamW with a schedule, average of the parameters."""
 
     def __init__(self, model: TwoStream, compiled: bool):
-        self.model, self.optim = model.train(), model.config.optim
+        self.model, self.optim = model, model.config.optim
         self.average = copy.deepcopy(model).requires_grad_(False)
         self.loss = torch.compile(self._loss) if compiled else self._loss
         parameters = dict(model.named_parameters())
@@ -281,7 +281,7 @@ class Sampler:
     """Euler sampling of the unknown cells of one grid, as `GridPipeline` does it."""
 
     def __init__(self, model: TwoStream, compiled: bool):
-        self.model = model.eval()
+        self.model = model
         self.step: Callable[..., Tensor] = torch.compile(self._step) if compiled else self._step
 
     def _step(self, x: Tensor, frames: Tensor, given: Tensor, sigma: Tensor, after: Tensor) -> Tensor:

@@ -83,6 +83,12 @@ def utilization(device: jax.Device, flops: float, taken: float) -> float | None:
     return chip and round(flops / taken / chip.flops, 3)
 
 
+def kernel_calls(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """How often a program calls cuDNN's attention and Pallas kernels of a TPU."""
+    text = compiled.as_text()
+    return {name: text.count(name) for name in ("__cudnn$fmha", "tpu_custom_call")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config")
@@ -128,7 +134,7 @@ def main() -> None:
     train_s = seconds(train, options.repeats)
     train_top = top_costs(train, options.top)
     state = None  # makes room
-    pipe = GridPipeline(spec, fresh_params(spec.model, spec.grid, 0))
+    pipe = GridPipeline(spec, fresh_params(spec.model, spec.grid, 0), attention=config.attention)
     sample_s = seconds(lambda: pipe(frames, given, steps=options.steps), options.repeats)
     cells = jax.ShapeDtypeStruct((1, *shape), np.float32), jax.ShapeDtypeStruct((1, *given.shape), np.float32)
     sample_flops = options.steps * matmul_flops(make_forward(plain), pipe.params, *cells, given[None])
@@ -136,7 +142,7 @@ def main() -> None:
         "config": options.config,
         "device": device.device_kind,
         "kernel": str(kernel),
-        "kernel_calls": {name: compiled.as_text().count(name) for name in ("__cudnn$fmha", "tpu_custom_call")},
+        "kernel_calls": kernel_calls(compiled),
         "remat": config.model.remat,
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

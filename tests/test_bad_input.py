@@ -73,6 +73,15 @@ ROWS = [
     Row("negative seed", f"{SAMPLE} --seed -1", ("--seed -1", r"give 0 to 2\^32 - 1")),
     Row("guidance that is not finite", f"{SAMPLE} --guidance-scale nan", ("--guidance-scale nan", "give 0 or more")),
     Row(
+        "guidance that leaves the range of numbers",
+        f"{SAMPLE.replace('steps 1', 'steps 2')} --guidance-scale 1e30",
+        (
+            "2 steps at guidance scale 1e\\+30 gave numbers that are not finite",
+            "expected pixels",
+            "give a smaller scale",
+        ),
+    ),
+    Row(
         "checkpoint's name",
         "sample --checkpoint nanno",
         ("no checkpoint 'nanno'", "a run or a folder", "did you mean 'nano'"),

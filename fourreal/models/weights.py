@@ -131,7 +131,22 @@ def open_weights(folder: str | Path) -> Iterator[dict[str, StoredTensor]]:
         raise ValueError(f"{path} is broken ({error}): copy the file again") from error
 
 
-def fit_weights(tensors: dict[str, np.ndarray], shapes: Params, source: str) -> Params:
+def read_placed(tensor: StoredTensor | np.ndarray | jax.Array, place: NamedSharding) -> jax.Array:
+    """A tensor of a file, or an array, where it lives; each process reads what its devices hold, the same part once."""
+    if isinstance(tensor, jax.Array):
+        return jax.device_put(tensor, place)
+    parts = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((at.start, at.stop) for at in index)
+        if key not in parts:
+            parts[key] = tensor[index]
+        return parts[key]
+
+    return jax.make_array_from_callback(tensor.shape, place, part)
+
+
+def fit_weights(tensors: dict[str, StoredTensor | np.ndarray], shapes: Params, source: str) -> Params:
     """The tree of `shapes` filled from named tensors; raises ValueError on any missing, extra or misshapen one."""
     wanted = flat_names(shapes)
     for name, shape in wanted.items():

@@ -57,9 +57,15 @@ class MeshConfig:
         return sizes
 
 
-def fit_mesh(devices: int, views: int, times: int) -> MeshConfig:
-    """For sampling one grid: as many devices along grid as its sides allow, the rest along data, for guidance."""
-    return MeshConfig(grid=math.gcd(devices, views, times))
+def fit_mesh(devices: int, views: int, times: int, width: int) -> MeshConfig:
+    """For sampling one grid: as many devices along grid as its sides allow, two along data for guidance, the rest along fsdp.
+
+    Two branches lie over data only if it divides them. fsdp and grid divide `width`; where that leaves no two along data, each
+    device computes both branches.
+    """
+    grid = math.gcd(devices, views, times, width)
+    pairs, odd = divmod(devices // grid, 2)
+    return MeshConfig(grid=grid) if odd or width % (pairs * grid) else MeshConfig(data=2, fsdp=pairs, grid=grid)
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: "Sequence[jax.Device] | None" = None) -> "jax.sharding.Mesh":

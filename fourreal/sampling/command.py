@@ -1,5 +1,6 @@
 """The verb `sample`: videos and pictures (or a bundled test grid) in, a sampled grid as a folder out."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -16,6 +17,7 @@ from fourreal.parallel.mesh import MeshConfig
 
 if TYPE_CHECKING:
     from fourreal.models.cameras import Cameras
+    from fourreal.parallel.distributed import Peers
     from fourreal.sampling.inputs import GridInput
 
 PATH = tyro.conf.arg(metavar="PATH")
@@ -73,7 +75,17 @@ class Sample:
     """replace the folder if it exists"""
 
     def run(self) -> None:
-        """Checks the inputs before any weights load; raises ValueError or OSError with one line."""
+        """Samples; of several processes the first one prints and writes."""
+        from fourreal.parallel import distributed
+
+        with contextlib.ExitStack() as stack:
+            peers = stack.enter_context(distributed.start())
+            if not peers.first:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            self.sample(peers)
+
+    def sample(self, peers: "Peers") -> None:
+        """As one of these processes. Checks the inputs before any weights load; raises ValueError or OSError with one line."""
         from fourreal.models.checkpoints import describe_checkpoint
         from fourreal.sampling.export import check_destination
 
@@ -89,20 +101,20 @@ class Sample:
             )
         out = None if self.out is None else Path(os.path.expanduser(self.out))
         if out:
-            check_destination(out, self.overwrite)
+            peers.of_first("destination", lambda: check_destination(out, self.overwrite))
         described = describe_checkpoint(self.checkpoint)
         shape = (described.views, described.times, described.size, described.size)
         inputs = self.read_inputs(shape)
         cameras, line = self.read_cameras(described.model.cameras, inputs)
         out = out or _free(Path(f"out/{inputs.name}-{Path(self.checkpoint).name}-seed{self.seed}"))
-        check_destination(out, self.overwrite)
+        peers.of_first("destination", lambda: check_destination(out, self.overwrite))
         for note in inputs.notes:
             print(note)
         if inputs.given.all():
             raise ValueError("every cell of the grid is given, so there is nothing to sample: leave some out")
         cells = f"{inputs.given.sum()} of {inputs.given.size} cells given"
         print(f"{inputs.name}: {shape[0]} views x {shape[1]} times at {shape[2]}x{shape[3]}, {cells}{line}", flush=True)
-        self._sample(inputs, cameras, out)
+        self._sample(inputs, cameras, out, peers)
 
     def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
         """The inputs that the options name, in a grid of `shape` (views, times, height, width)."""
@@ -147,7 +159,7 @@ class Sample:
             return Cameras(inputs.K, inputs.c2w), ", with its cameras"
         return None, ""
 
-    def _sample(self, inputs: "GridInput", cameras: "Cameras | None", out: Path) -> None:
+    def _sample(self, inputs: "GridInput", cameras: "Cameras | None", out: Path, peers: "Peers") -> None:
         from fourreal.sampling.export import GridResult, score_table, scores, write_result
         from fourreal.sampling.pipeline import load_pipeline
 
@@ -164,6 +176,8 @@ class Sample:
             seed=self.seed,
         )
         done = time.perf_counter()
+        if not peers.first:
+            return
         about = {
             "options": asdict(self),
             "model": asdict(pipe.config),

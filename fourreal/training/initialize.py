@@ -3,13 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-import numpy as np
 from flax import traverse_util
 
 from fourreal.models.build import Params, fresh_params, split_model
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
-from fourreal.models.weights import StoredTensor, flat_names, open_weights
+from fourreal.models.weights import flat_names, open_weights, read_placed
 from fourreal.parallel import layout
 
 OWN = (
@@ -60,16 +58,3 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
     own = [own.rstrip(".") for own in OWN if any(name.startswith(own) for name in missing)]
     line = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {init_from}"
     return traverse_util.unflatten_dict(params, sep="."), line + (f"; fresh: {', '.join(own)}" if own else "")
-
-
-def read_placed(tensor: StoredTensor, place: jax.sharding.NamedSharding) -> jax.Array:
-    """A tensor of a file where it lives; each process reads what its devices hold, the same part once."""
-    parts = {}
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        key = tuple((at.start, at.stop) for at in index)
-        if key not in parts:
-            parts[key] = tensor[index]
-        return parts[key]
-
-    return jax.make_array_from_callback(tensor.shape, place, part)

@@ -12,10 +12,9 @@ from jax.sharding import PartitionSpec as P
 from fourreal.config import TrainConfig
 from fourreal.models import GridDiT, GridDiTConfig, VideoDiT
 from fourreal.models.build import fresh_params, split_model
-from fourreal.models.weights import flat_names, open_weights, save_weights
+from fourreal.models.weights import flat_names, open_weights, read_placed, save_weights
 from fourreal.parallel import activations, layout
 from fourreal.parallel.mesh import MeshConfig, make_mesh
-from fourreal.training.initialize import read_placed
 from fourreal.training.state import fresh_state
 
 

@@ -1,4 +1,4 @@
-"""Real `train.py` processes that train together on CPUs: started, killed, stopped, resumed in other numbers.
+"""Real processes that train or sample together on CPUs: started, killed, stopped, resumed in other numbers.
 
 Compiling is nearly all of their time, so all share one cache of compiled programs.
 """
@@ -17,15 +17,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorflow_datasets")
 
-from fourreal.config import TrainConfig
+from fourreal.config import TrainConfig, load_config
 from fourreal.data.builders.grids import write_grids
+from fourreal.models import GridDiTConfig
 from fourreal.models.build import fresh_params
+from fourreal.models.checkpoints import ModelSpec
+from fourreal.models.weights import WEIGHTS, save_weights
 from fourreal.parallel import layout
 from fourreal.parallel.distributed import LOST
-from fourreal.serialize import from_json
+from fourreal.sampling.pipeline import load_pipeline
+from fourreal.serialize import from_json, to_json
 from fourreal.training.checkpoint import Checkpoints
 from fourreal.training.state import fresh_state
 
@@ -99,7 +104,9 @@ def free_port() -> int:
 
 
 class Processes:
-    """`train.py` in several processes of one run; what process `i` says goes to `NAME.i.log`."""
+    """A script in several processes of one run; what process `i` says goes to `NAME.i.log`."""
+
+    script = ("train.py",)
 
     def __init__(
         self, config: Path, folder: Path, count: int, devices: int, *options: str, started=None, **environment
@@ -118,7 +125,7 @@ class Processes:
                 "FOURREAL_PROCESS_ID": str(index),
             }
             self.environment = shared | environment
-            command = [sys.executable, str(ROOT / "train.py"), str(config), "--out", str(folder), *options]
+            command = [sys.executable, *self.script, str(config), "--out", str(folder), *options]
             with open(self.log(index), "w") as log:
                 self.processes.append(
                     subprocess.Popen(command, env=os.environ | self.environment, stdout=log, stderr=log, cwd=ROOT)
@@ -153,6 +160,12 @@ class Processes:
                 self.end()
                 pytest.fail("\n".join(self.said(index) for index in range(len(self.processes))))
             time.sleep(0.0005)
+
+
+class Sampling(Processes):
+    """Of a checkpoint."""
+
+    script = ("sample.py", "--checkpoint")
 
 
 def happened(condition) -> bool:
@@ -218,6 +231,18 @@ def assert_others_ended(run: Processes, killed: int) -> None:
         assert said.count("error:") == 1, said
         line = f"fourreal train: error: process {killed} of {count} on {socket.gethostname()} ended without a word"
         assert line in said.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(config) -> Path:
+    """A checkpoint whose numbers are all away from zero, beside the grid that is to be sampled."""
+    folder = config.parent / "checkpoint"
+    spec = ModelSpec(load_config(config).model, GridDiTConfig(), VIEWS, TIMES, SIZE)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), fresh_params(spec.model, spec.grid, 0))
+    save_weights(folder, params, to_json(spec), dtype="float32")
+    np.savez(folder / "grid.npz", frames=rng.integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +341,31 @@ def test_error_of_one_process_ends_all_with_its_line(config, tmp_path):
     for index in (0, 1):
         assert "nowhere" in run.said(index).splitlines()[-1] and "Traceback" not in run.said(index)
     assert "process 1 of 2 on" in run.said(0).splitlines()[-1]
+
+
+def test_grid_sampled_by_two_processes_is_that_of_one(checkpoint, tmp_path, monkeypatch):
+    """Each holds half of the views and of the parameters."""
+    run = Sampling(checkpoint, tmp_path / "out", 2, 1, "--grid", str(checkpoint / "grid.npz"), "--guidance-scale", "2")
+    assert run.wait(60) == [0, 0], run.said(0) + run.said(1)
+    assert "open " in run.said(0) and not GLOO.sub("", run.said(1))
+    with np.load(tmp_path / "out" / "grid.npz") as found:
+        sampled, given = found["frames"], found["given"]
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
+    with np.load(checkpoint / "grid.npz") as truth:
+        expected = load_pipeline(checkpoint)(truth["frames"], given, guidance_scale=2.0)
+    np.testing.assert_array_equal(sampled, expected)
+    assert np.ptp(sampled[~given]) > 50
+
+
+def test_process_that_reads_broken_weights_ends_all_and_only_those_of_its_devices_are_read(checkpoint, tmp_path):
+    tensors = load_file(checkpoint / WEIGHTS)
+    tensors["base.blocks.attention.query.kernel"][:, -1] = np.nan  # in the rows of the second device
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    save_file(tensors, tmp_path / "broken" / WEIGHTS)
+    run = Sampling(tmp_path / "broken", tmp_path / "out", 2, 1, "--grid", str(checkpoint / "grid.npz"))
+    assert run.wait(60) == [2, 2], run.said(0) + run.said(1)
+    line = "base.blocks.attention.query.kernel holds values that are not finite"
+    for index in (0, 1):
+        assert line in run.said(index).splitlines()[-1] and "Traceback" not in run.said(index)
+    assert "process 1 of 2 on" in run.said(0).splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from fourreal.diffusion.guidance import Guidance
 from fourreal.models import GridDiTConfig
 from fourreal.models.checkpoints import ModelSpec
 from fourreal.parallel.mesh import MeshConfig, fit_mesh, make_mesh
@@ -30,7 +31,38 @@ def test_grid_sampled_on_eight_devices_is_that_of_one(tiny, fusion, guidance_sca
 
 
 @pytest.mark.parametrize(
-    ("devices", "views", "times", "grid"), [(8, 8, 4, 4), (4, 4, 4, 4), (6, 4, 4, 2), (1, 3, 5, 1)]
+    ("devices", "views", "times", "width", "expected"),
+    [
+        (32, 8, 8, 1536, MeshConfig(data=2, fsdp=2, grid=8)),
+        (8, 2, 2, 24, MeshConfig(data=2, fsdp=2, grid=2)),
+        (8, 8, 4, 24, MeshConfig(data=2, fsdp=1, grid=4)),
+        (4, 4, 4, 24, MeshConfig(grid=4)),
+        (6, 4, 4, 24, MeshConfig(grid=2)),  # of three along data none takes a branch
+        (64, 2, 2, 24, MeshConfig(grid=2)),  # as many cut no width of 24
+        (16, 16, 16, 24, MeshConfig(data=2, fsdp=1, grid=8)),
+        (1, 3, 5, 24, MeshConfig()),
+    ],
 )
-def test_sampling_takes_as_many_devices_along_grid_as_divide_it(devices, views, times, grid):
-    assert fit_mesh(devices, views, times) == MeshConfig(grid=grid)
+def test_sampling_takes_devices_along_grid_then_two_for_guidance_then_cuts_parameters(
+    devices, views, times, width, expected
+):
+    assert fit_mesh(devices, views, times, width) == expected
+
+
+def test_a_device_computes_one_branch_of_guidance(tiny, monkeypatch):
+    """By FLOPs of the compiled program: with guidance as many a device as without."""
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:8])
+    spec = ModelSpec(tiny.config(), GridDiTConfig("soft"), views=2, times=2, size=4)
+    pipe = GridPipeline(spec, tiny.params(spec.model, spec.grid))
+    noise, given = np.zeros((2, 2, 4, 4, 3), np.float32), np.zeros((2, 2), bool)
+    nothing = {"text": None, "cameras": None}
+
+    def flops(guidance: Guidance) -> float:
+        lowered = pipe._sample.lower(
+            pipe.params, noise, given, noise, nothing, steps=1, guidance=guidance, method="euler"
+        )
+        return lowered.compile().cost_analysis()["flops"]
+
+    with jax.set_mesh(pipe.mesh):
+        plain, guided = flops(Guidance()), flops(Guidance(given=2.0))
+    assert plain <= guided < 1.2 * plain

@@ -10,6 +10,7 @@ import fourreal
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint
+from fourreal.models.kernels import AttentionConfig
 from fourreal.models.weights import save_weights
 from fourreal.sampling.cameras import trajectory
 from fourreal.sampling.pipeline import GridPipeline
@@ -90,6 +91,11 @@ def test_a_base_alone_is_refused_as_a_grid_pipeline(tmp_path):
     save_weights(tmp_path, fresh_params(BASE, None, 0), to_json(spec))
     with pytest.raises(ValueError, match="base on clips"):
         fourreal.load_pipeline(tmp_path)
+
+
+def test_the_attention_kernel_is_the_callers():
+    with pytest.raises(ValueError, match="splash needs a TPU"):
+        fourreal.load_pipeline("nano", attention=AttentionConfig("splash"))
 
 
 def test_an_unknown_checkpoint_names_the_nearest_bundled_one():
