@@ -7,12 +7,13 @@ from flax import traverse_util
 
 from fourreal.models.build import Params, fresh_params, split_model
 from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
+from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.weights import flat_names, open_weights, read_placed
 from fourreal.parallel import layout
 
+SYNC = ("sync.", "sigma_projection.")
 OWN = (
-    "sync.",
-    "sigma_projection.",
+    *SYNC,
     "base.hint_embed.",
     "base.camera_embed.",
     "base.head.copy_gate.",
@@ -29,19 +30,22 @@ FREE = (
 def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = None) -> tuple[Params, str]:
     """The parameters before step 0, and one line that says where they are from.
 
-    Weights of a base alone start a grid model: the sync layers stay fresh, and so do maps of hints and cameras that the weights
-    lack. Raises ValueError for any other difference between the two models.
+    Weights of a base alone, or of another fusion, start a grid model: the sync layers stay fresh, and so do maps of hints and
+    cameras that the weights lack. Raises ValueError for any other difference between the two models.
     """
     _, shapes = split_model(spec.model, spec.grid)
     places = layout.shardings(shapes)
     if init_from is None:
         return fresh_params(spec.model, spec.grid, seed, places), f"fresh parameters from seed {seed}"
-    theirs = dataclasses.asdict(describe_checkpoint(init_from).model)
+    described = describe_checkpoint(init_from)
+    theirs = dataclasses.asdict(described.model)
     for name, ours in dataclasses.asdict(spec.model).items():
         if name not in FREE and theirs[name] != ours:
             raise ValueError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
     wanted, places = flat_names(shapes), flat_names(places)
     with open_weights(weights_folder(init_from)) as found:
+        skipped = () if _same_sync(spec.grid, described.grid) else SYNC
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(skipped)}
         for name in {**wanted, **found}:
             if name in wanted and name in found and found[name].shape != wanted[name].shape:
                 raise ValueError(
@@ -55,6 +59,13 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
     if missing:
         fresh = flat_names(fresh_params(spec.model, spec.grid, seed, layout.shardings(shapes)))
         params |= {name: fresh[name] for name in missing}
-    own = [own.rstrip(".") for own in OWN if any(name.startswith(own) for name in missing)]
     line = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {init_from}"
-    return traverse_util.unflatten_dict(params, sep="."), line + (f"; fresh: {', '.join(own)}" if own else "")
+    for word, names in (("fresh", missing), ("not taken", [name for name in found if name not in wanted])):
+        if own := [own.rstrip(".") for own in OWN if any(name.startswith(own) for name in names)]:
+            line += f"; {word}: {', '.join(own)}"
+    return traverse_util.unflatten_dict(params, sep="."), line
+
+
+def _same_sync(ours: GridDiTConfig | None, theirs: GridDiTConfig | None) -> bool:
+    """Whether the sync layers of two models do the same; those of two fusions may have equal shapes."""
+    return ours is None or theirs is None or (ours.fusion, ours.matched) == (theirs.fusion, theirs.matched)

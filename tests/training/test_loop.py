@@ -32,6 +32,7 @@ from fourreal.parallel.layout import placed_shapes
 from fourreal.serialize import from_json, to_json
 from fourreal.training import checkpoint, loop
 from fourreal.training.checkpoint import Checkpoints
+from fourreal.training.initialize import initial_params
 from fourreal.training.loop import Start, check_folder, locked, make_folder, run
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
@@ -433,6 +434,20 @@ def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, c
     for path, value in frozen.items():
         np.testing.assert_array_equal(value, base[path.removeprefix("['frozen']").replace("']['", ".").strip("[']")])
     assert len(frozen) > 10
+
+
+def test_sync_layers_of_another_fusion_with_equal_shapes_stay_fresh(tmp_path):
+    sequential, fused = (GridDiTConfig(fusion, matched=True) for fusion in ("sequential", "fused"))
+    theirs = fresh_params(BASE, sequential, 1)
+    assert flat_names(theirs).keys() == flat_names(fresh_params(BASE, fused, 1)).keys()
+    save_weights(tmp_path, theirs, to_json(ModelSpec(BASE, sequential, VIEWS, TIMES, SIZE)), dtype="float32")
+    for grid, line in (
+        (sequential, ""),
+        (fused, "; fresh: sync, sigma_projection"),
+        (None, "; not taken: sync, sigma_pro"),
+    ):
+        _, said = initial_params(ModelSpec(BASE, grid, VIEWS, TIMES, SIZE), 0, tmp_path)
+        assert f"tensors from {tmp_path}{line}" in said and bool(line) == (";" in said)
 
 
 def test_weights_of_another_base_are_refused(clips, tmp_path):
