@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOST = 3  # exit code of what starting all processes of a training again may mend
 
 # verb -> (module, dataclass, one line of help)
 VERBS = {
@@ -39,7 +40,7 @@ USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the optio
 
 def main(argv: list[str] | None = None, verb: str | None = None) -> None:
     """Runs one verb (`train.py` and `sample.py` fix theirs) and exits: 0 done, 1 broken loss, 2 bad input or a failed
-    read or write (a full disk, say), 130 interrupted."""
+    read or write (a full disk, say), 3 what starting a training again may mend, 130 interrupted."""
     pass_over_libtpu()
     script, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if script:
@@ -86,7 +87,24 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
         if missing:
             extras = ".[train,render,eval]"
             message = f"the package '{missing}' is not installed: make setup, or pip install -e '{extras}', brings it"
-        fail(f"fourreal {verb}", message, code=1 if isinstance(error, FloatingPointError) else 2)
+        fail(f"fourreal {verb}", message, exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process ends with by an error."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, TimeoutError) or stops_training(error):
+        return LOST
+    return 2 if isinstance(error, (ValueError, OSError, ModuleNotFoundError)) else 1
+
+
+def stops_training(error: BaseException) -> bool:
+    """Whether it is a failed write with which a training stopped, as its line says; a full disk needs somebody to mend it."""
+    text = str(error) if isinstance(error, OSError) else ""
+    return "--resume goes on" in text and not any(os.strerror(number) in text for number in NO_SPACE)
 
 
 def pass_over_libtpu() -> None:

@@ -22,12 +22,13 @@ quote() {
   printf '%s' "$line"
 }
 
-# call SECONDS ARGUMENTS...: gcloud ARGUMENTS. Prints its output; returns 1 after the line that explains a failure.
+# call SECONDS ARGUMENTS...: gcloud ARGUMENTS. Prints its output; returns 1 after the line that explains a failure. A dry run
+# prints the command to descriptor 3, also where the output is asked for, and that is empty.
 call() {
   local seconds=$1 code=0
   shift
   if [ "$dry_run" = yes ]; then
-    say "$(quote gcloud "$@")"
+    say "$(quote gcloud "$@")" >&3
     return
   fi
   timeout --kill-after=10 "$seconds" gcloud "$@" </dev/null 2>"$scratch/stderr" || code=$?
@@ -89,3 +90,8 @@ last_error() {
 
 # Whether the last call failed because what it asked for does not exist.
 was_missing() { grep -qE 'NOT_FOUND|not found: 404|matched no objects' "$scratch/stderr"; }
+
+# Whether it failed for want of a login, a permission, the API or quota, which do not come by waiting.
+was_refused() {
+  grep -qE 'active account|gcloud auth login|eauthentication|SERVICE_DISABLED|has not been used in project|RESOURCE_EXHAUSTED|[Qq]uota|PERMISSION_DENIED|does not have permission' "$scratch/stderr"
+}

@@ -5,8 +5,9 @@
 #
 # The run's folder and the data must be on a disk that all nodes share. JAX finds the other processes from SLURM's variables.
 # Ten minutes before the time limit, and where the cluster warns before it preempts, train.py gets a SIGTERM, saves and
-# ends; the job then queues itself again and goes on with --resume. So it does after a node failed. A job that failed by
-# itself does not come back, nor one that came back MAX_RESTARTS times.
+# ends; the job then queues itself again and goes on with --resume. So it does after a node failed or a process died, where some
+# did not start in time, or a write failed on a disk that is not full. A job that failed otherwise does not come back, nor
+# one that came back MAX_RESTARTS times.
 #
 #SBATCH --job-name=fourreal
 #SBATCH --nodes=1
@@ -20,6 +21,7 @@
 set -euo pipefail
 
 MAX_RESTARTS=20
+LOST=3 # what train.py ends with where starting all processes again may mend it
 python=${PYTHON:-.venv/bin/python}
 
 fail() {
@@ -47,10 +49,13 @@ printf 'the log: %s\n' "$log"
 
 trap : TERM # train.py gets its own; this shell stays to queue the job again
 code=0
-srun --kill-on-bad-exit=1 --output="$log" "${words[@]}" || code=$?
-if [ "$code" = 0 ] && grep -q 'go on with --resume' "$log"; then
+# The processes end each other, with a line and a code. A minute is for those that cannot.
+srun --kill-on-bad-exit=0 --wait=60 --output="$log" "${words[@]}" || code=$?
+# Where one was killed srun gives that code, as the highest; the others have said what it means.
+if { [ "$code" = 0 ] && grep -q 'go on with --resume' "$log"; } || [ "$code" = "$LOST" ] ||
+  grep -q 'start all again with --resume' "$log"; then
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
-    fail "$folder is saved, but the job came back $MAX_RESTARTS times already: submit it again to go on"
+    fail "$folder is not finished, but the job came back $MAX_RESTARTS times already: submit it again to go on"
   fi
   scontrol requeue "$SLURM_JOB_ID"
 fi

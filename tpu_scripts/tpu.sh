@@ -47,7 +47,8 @@ Trains on Cloud TPUs, with the settings of tpu_scripts/settings.env (explained i
   watch     all of it, and again after    delete    end it, and its cost
             every preemption
 
---dry-run prints the commands and runs nothing. tpu.sh VERB --help says more. docs/pods.md starts from nothing."
+--dry-run prints the commands, as they are where nothing is amiss, and runs nothing. tpu.sh VERB --help says more.
+docs/pods.md starts from nothing."
 }
 
 # --- what can be asked of the cloud ---
@@ -71,14 +72,13 @@ check_tools() {
 # What creating and installing need besides: the API and the bucket.
 check_project() {
   local enabled hierarchical region=${ZONE%-*}
-  [ "$dry_run" = no ] || return 0
   enabled=$(call 60 services list --enabled --project="$PROJECT" --filter=config.name=tpu.googleapis.com --format='value(config.name)') || exit 1
-  [ -n "$enabled" ] || refuse "the Cloud TPU API is off in $PROJECT: run $(quote gcloud services enable tpu.googleapis.com --project="$PROJECT")"
+  [ "$dry_run" = yes ] || [ -n "$enabled" ] || refuse "the Cloud TPU API is off in $PROJECT: run $(quote gcloud services enable tpu.googleapis.com --project="$PROJECT")"
   if ! hierarchical=$(call 60 storage buckets describe "gs://$BUCKET" --raw --format='value(hierarchicalNamespace.enabled)' 2>"$scratch/message"); then
     was_missing || { cat "$scratch/message" >&2; exit 1; }
     refuse "there is no bucket gs://$BUCKET: make it with $(quote gcloud storage buckets create "gs://$BUCKET" --project="$PROJECT" --location="$region" --uniform-bucket-level-access --enable-hierarchical-namespace)"
   fi
-  [ "$hierarchical" = True ] || refuse "gs://$BUCKET has no hierarchical namespace, so folders in it are not renamed at once: make another bucket, with --enable-hierarchical-namespace"
+  [ "$dry_run" = yes ] || [ "$hierarchical" = True ] || refuse "gs://$BUCKET has no hierarchical namespace, so folders in it are not renamed at once: make another bucket, with --enable-hierarchical-namespace"
 }
 
 # The queued resource's state, or NONE.
@@ -107,6 +107,7 @@ slice_names() {
 slices() {
   local states slice state
   states=$(call 120 compute tpus tpu-vm list --project="$PROJECT" --zone="$ZONE" --format='value(name.basename(),state)') || return 1
+  [ "$dry_run" = no ] || { say ready; return; }
   for slice in $(slice_names); do
     state=$(awk -v slice="$slice" '$1 == slice {print $2}' <<<"$states")
     case $state in
@@ -123,9 +124,9 @@ slices() {
 
 # Fails unless every slice can be worked on.
 require_ready() {
-  local state condition
-  [ "$dry_run" = no ] || return 0
+  local state
   state=$(queued_state) || exit 1
+  [ "$dry_run" = no ] || state=ACTIVE
   case $state in
     ACTIVE) ;;
     NONE) fail "there is no queued resource $NAME in $ZONE: run tpu.sh create" ;;
@@ -133,6 +134,11 @@ require_ready() {
     FAILED) fail "$NAME is FAILED: run tpu.sh status for the reason, then tpu.sh delete" ;;
     *) fail "$NAME is $state: its machines are not there yet; try again later, or leave it to tpu.sh watch" ;;
   esac
+  require_slices
+}
+
+require_slices() {
+  local condition
   condition=$(slices) || exit 1
   case $condition in
     ready) ;;
@@ -143,9 +149,7 @@ require_ready() {
 
 # `yes` where the run has begun, so that training resumes it, else `no`.
 run_begun() {
-  if [ "$dry_run" = yes ]; then
-    say no
-  elif call 120 storage objects describe "gs://$BUCKET/runs/$RUN/config.json" --format='value(name)' >/dev/null 2>"$scratch/message"; then
+  if call 120 storage objects describe "gs://$BUCKET/runs/$RUN/config.json" --format='value(name)' >/dev/null 2>"$scratch/message"; then
     say yes
   elif was_missing; then
     say no
@@ -169,16 +173,20 @@ request() {
 }
 
 upload() {
-  local archive=gs://$BUCKET/code/$NAME.tar.gz
-  if [ "$dry_run" = yes ]; then
-    say "git -C $(quote "$root") ls-files -z --cached --others --exclude-standard | tar -C $(quote "$root") --null -T - -czf - | $(quote gcloud storage cp - "$archive" --project="$PROJECT")"
-    return
-  fi
-  git -C "$root" ls-files -z --cached --others --exclude-standard >"$scratch/files" 2>"$scratch/stderr" ||
-    { complain "the upload is what git lists, and git says: $(last_error)"; return 1; }
-  tar -C "$root" --null -T "$scratch/files" -czf "$scratch/code.tar.gz" 2>"$scratch/stderr" ||
-    { complain "the checkout cannot be packed: $(last_error)"; return 1; }
-  call "$COMMAND_TIMEOUT" storage cp "$scratch/code.tar.gz" "$archive" --project="$PROJECT"
+  local list=(git -C "$root" ls-files -z --cached --others --exclude-standard)
+  local pack=(tar -C "$root" --null -T - -czf code.tar.gz)
+  (
+    cd "$scratch" || exit 1
+    if [ "$dry_run" = yes ]; then
+      say "cd \"\$(mktemp -d)\""
+      say "$(quote "${list[@]}") >files"
+      say "$(quote "${pack[@]}") <files"
+    else
+      "${list[@]}" >files 2>stderr || { complain "the upload is what git lists, and git says: $(last_error)"; exit 1; }
+      "${pack[@]}" <files 2>stderr || { complain "the checkout cannot be packed: $(last_error)"; exit 1; }
+    fi
+    call "$COMMAND_TIMEOUT" storage cp code.tar.gz "gs://$BUCKET/code/$NAME.tar.gz" --project="$PROJECT"
+  )
 }
 
 install_on_all() {
@@ -189,7 +197,9 @@ install_on_all() {
 launch_on_all() {
   local begun words=("$CONFIG" --out "runs/$RUN")
   begun=$(run_begun) || return 1
-  if [ "$begun" = yes ]; then
+  if [ "$dry_run" = yes ]; then
+    say '# where that is there the run has begun, and --resume follows --out'
+  elif [ "$begun" = yes ]; then
     say "runs/$RUN has begun: going on with --resume"
     words+=(--resume)
   fi
@@ -200,27 +210,26 @@ launch_on_all() {
 
 create() {
   local state
-  if [ "$dry_run" = no ]; then
-    check_project
-    state=$(queued_state) || exit 1
-    case $state in
-      NONE) ;;
-      ACTIVE)
-        require_ready
-        say "$NAME exists already and is ready"
-        return ;;
-      SUSPENDING | SUSPENDED | FAILED) fail "$NAME exists already and is $state: run tpu.sh delete first" ;;
-      *)
-        say "$NAME exists already and is $state"
-        return ;;
-    esac
-  fi
+  check_project
+  state=$(queued_state) || exit 1
+  [ "$dry_run" = no ] || state=NONE
+  case $state in
+    NONE) ;;
+    ACTIVE)
+      require_slices
+      say "$NAME exists already and is ready"
+      return ;;
+    SUSPENDING | SUSPENDED | FAILED) fail "$NAME exists already and is $state: run tpu.sh delete first" ;;
+    *)
+      say "$NAME exists already and is $state"
+      return ;;
+  esac
   request
   [ "$dry_run" = yes ] || say "$NAME is requested: tpu.sh status says when it is ACTIVE"
 }
 
 setup() {
-  [ "$dry_run" = yes ] || check_project
+  check_project
   require_ready
   upload
   install_on_all
@@ -234,8 +243,7 @@ launch() {
 status() {
   local state
   if [ "$dry_run" = yes ]; then
-    queued_state
-    call 120 compute tpus tpu-vm list --project="$PROJECT" --zone="$ZONE" --format='value(name.basename(),state)'
+    require_ready
     ask_training
     return
   fi
@@ -245,7 +253,7 @@ status() {
     FAILED) fail "$NAME is FAILED: $(refusal)" ;;
     ACTIVE)
       say "$NAME is ACTIVE"
-      require_ready
+      require_slices
       state=$(ask_training) || exit 1
       say "${state:-nothing is installed: run tpu.sh setup}" ;;
     *) say "$NAME is $state" ;;
@@ -301,18 +309,17 @@ list() {
 
 delete() {
   local state
-  if [ "$dry_run" = no ]; then
-    state=$(queued_state) || return 1
-    if [ "$state" = NONE ]; then
-      say "there is no queued resource $NAME in $ZONE: nothing to delete"
-      return
-    fi
+  state=$(queued_state) || return 1
+  if [ "$state" = NONE ]; then
+    say "there is no queued resource $NAME in $ZONE: nothing to delete"
+    return
   fi
   call "$COMMAND_TIMEOUT" compute tpus queued-resources delete "$NAME" --project="$PROJECT" --zone="$ZONE" --force --quiet || return 1
   [ "$dry_run" = yes ] || say "$NAME is deleted"
 }
 
 main() {
+  exec 3>&1
   local verb=${1:-} rest=()
   case $verb in
     '' | -h | --help) usage; return ;;

@@ -9,25 +9,33 @@
 #   training finished      end with 0
 #   it stopped or died     launch again            } together at most MAX_RESTARTS times
 #   preempted, slice gone  delete, and so from the top }
-#   train.py refused, or failed twice alike; the request failed; the same trouble at PATIENCE looks in a row, or
-#   INSTALLS failed installations: end with 1
+#   train.py refused, or crashed twice alike with no checkpoint in between; the request was refused; trouble at PATIENCE
+#   looks in a row, or INSTALLS failed installations: end with 1
 
 PATIENCE=10
 INSTALLS=3
-# What train.py says of itself: bad input or a failed write, Ctrl-C, a loss that is not finite. (Python gives 1 to every
+# What train.py says of itself: bad input or a full disk, Ctrl-C, a loss that is not finite. (Python gives 1 to every
 # exception, so also to those that come of another host's death.)
-UNMENDABLE='failed (2|130):|failed 1: .*fourreal train: error:'
+UNMENDABLE='failed (2|130):|failed 1: .*fourreal train: error: step [0-9]'
+LOST='failed 3:' # a host or a file was out of reach: no crash of its own, however often
 
 # What every machine's training does, a line each; none where nothing is installed.
 ask_training() {
   local answer
   answer=$(on_all 300 "test ! -e ~/fourreal/code || $WORKER status") || return 1
-  if [ "$dry_run" = yes ]; then say "$answer"; else grep -o 'fourreal-worker [^:]*: .*' <<<"$answer" || true; fi
+  grep -o 'fourreal-worker [^:]*: .*' <<<"$answer" || true
 }
 
 # Why the request failed.
 refusal() {
   call 120 compute tpus queued-resources describe "$NAME" --project="$PROJECT" --zone="$ZONE" --format='value(state.failedData.error.message)'
+}
+
+# The run's whole checkpoints: other ones than before show that it has advanced.
+list_checkpoints() {
+  if ! call 120 storage ls "gs://$BUCKET/runs/$RUN/checkpoints/*/files.json" 2>"$scratch/message"; then
+    was_missing || { cat "$scratch/message" >&2; return 1; }
+  fi
 }
 
 # One word for what there is to do something about, and the evidence.
@@ -68,7 +76,7 @@ judge() {
   elif [ "$(grep -c ': finished$' <<<"$lines")" = "$others" ]; then
     say 'finished'
   else
-    line=$(grep -m 1 -v ': finished$' <<<"$lines")
+    line=$(grep -m 1 -v -E ": (finished$|$LOST)" <<<"$lines" || grep -m 1 ": $LOST" <<<"$lines")
     say "interrupted: ${line#fourreal-worker }"
   fi
 }
@@ -80,11 +88,11 @@ watch() {
     --then-delete) then_delete=yes ;;
     *) refuse 'watch takes --then-delete and nothing else' ;;
   esac
+  check_project
   if [ "$dry_run" = yes ]; then
     plan_watch "$then_delete"
     return
   fi
-  check_project
   (supervise) || outcome=$?
   if [ "$then_delete" = yes ]; then
     delete
@@ -97,49 +105,59 @@ watch() {
 }
 
 supervise() {
-  local restarts=0 troubles=0 installs=0 uploaded=no mine=yes before='' failure='' seen
+  local restarts=0 troubles=0 installs=0 uploaded=no mine=yes before='' failure='' seen crash
   while :; do
     seen=$(observe) || seen='unknown'
     [ "$seen" = "$before" ] || say "$(date '+%F %T') $seen"
+    before=$seen
     case $seen in
-      unknown | unsettled* | torn*)
+      absent)
+        [ "$mine" = yes ] || fail "$NAME was deleted, and not by this watch: run it again to start anew"
+        if request; then
+          mine=no
+        elif was_refused; then
+          fail 'so it cannot be created'
+        else
+          seen='unknown: it could not be created'
+        fi ;;
+      queued* | running*) mine=no installs=0 ;;
+      bare*)
+        mine=no installs=$((installs + 1))
+        { { [ "$uploaded" = yes ] || upload; } && uploaded=yes && install_on_all && launch_on_all; } ||
+          [ "$installs" -lt "$INSTALLS" ] || fail "installing failed $installs times" ;;
+      interrupted*)
+        # "interrupted: HOST: WHY": a WHY that comes back before the next checkpoint is no accident.
+        if ! crash="${seen#*: *: } $(list_checkpoints)"; then
+          seen='unknown: the checkpoints could not be listed'
+        else
+          [ "$crash" != "$failure" ] || fail "${seen#*: }, twice in a row with no checkpoint in between; a restart does not mend that"
+          failure=
+          count_restart "$seen"
+          if ! launch_on_all; then
+            say 'it will be tried again'
+          elif [[ $seen == *': failed '* && $seen != *": $LOST"* ]]; then
+            failure=$crash
+          fi
+        fi ;;
+      lost*)
+        failure='' mine=yes # before the deletion, whose answer may get lost
+        count_restart "$seen"
+        delete || say 'it will be tried again' ;;
+      refused* | 'gave up'*) fail "${seen#*: }; a restart does not mend that" ;;
+      finished) say "runs/$RUN is finished"; return ;;
+    esac
+    case $seen in
+      unknown* | unsettled* | torn*)
         troubles=$((troubles + 1))
         if [ "$troubles" -ge "$PATIENCE" ]; then
+          troubles=0
           case $seen in
             torn*) on_all "$COMMAND_TIMEOUT" "$WORKER stop" || fail 'it could not be stopped either: tpu.sh delete, then watch again' ;;
             *) fail "no change at $PATIENCE looks in a row (${seen#*: }): see tpu.sh status; what trains goes on" ;;
           esac
         fi ;;
-      running* | queued*) troubles=0 installs=0 ;;
+      *) troubles=0 ;;
     esac
-    case $seen in
-      absent)
-        [ "$mine" = yes ] || fail "$NAME was deleted, and not by this watch: run it again to start anew"
-        request || fail 'so it cannot be created'
-        mine=no ;;
-      queued* | running*) mine=no ;;
-      bare*)
-        mine=no
-        if [ "$uploaded" = no ]; then
-          upload || exit 1
-          uploaded=yes
-        fi
-        installs=$((installs + 1))
-        { install_on_all && launch_on_all; } || [ "$installs" -lt "$INSTALLS" ] || fail "installing failed $installs times" ;;
-      interrupted*)
-        # "interrupted: HOST: WHY": a WHY that comes back at once is no accident.
-        [[ $seen != *': failed '* || ${seen#*: *: } != "$failure" ]] || fail "${seen#*: }, twice in a row; a restart does not mend that"
-        failure=${seen#*: *: }
-        count_restart "$seen"
-        launch_on_all || say 'it will be tried again' ;;
-      lost*)
-        failure=
-        count_restart "$seen"
-        delete && mine=yes ;;
-      refused* | 'gave up'*) fail "${seen#*: }; a restart does not mend that" ;;
-      finished) say "runs/$RUN is finished"; return ;;
-    esac
-    before=$seen
     sleep "$POLL_SECONDS"
   done
 }
@@ -153,15 +171,16 @@ count_restart() {
 
 # What a dry run shows of it.
 plan_watch() {
-  say '# at the start, and again after every preemption; the upload only once'
+  say '# where there is nothing: at the start, and again after every preemption; the upload only once'
   request
   upload
   install_on_all
   launch_on_all
   say "# every $POLL_SECONDS s"
-  queued_state
-  call 120 compute tpus tpu-vm list --project="$PROJECT" --zone="$ZONE" --format='value(name.basename(),state)'
+  require_ready
   ask_training
+  say '# where training ended early: whether it has advanced since the last time; then the launch again'
+  list_checkpoints
   say "# after a preemption$([ "$1" = no ] || printf ', and at the end')"
   delete
 }

@@ -108,10 +108,16 @@ run() {
   trap : TERM
   cd "$root/code"
   export JAX_PLATFORMS=tpu,cpu # no TPU is an error, never a slow run on the CPU
-  (
-    printf '%s' "$BASHPID" >"$root/pid"
-    exec "$python" train.py "$@"
-  ) || code=$?
+  { # bash would tell of a signal with the process's number, and no two crashes would read alike
+    (
+      exec 2>&1
+      printf '%s' "$BASHPID" >"$root/pid"
+      exec "$python" train.py "$@"
+    ) || code=$?
+  } 2>/dev/null
+  case $code in
+    129 | 13[1-9] | 1[4-9][0-9]) printf 'train.py died of signal %s\n' "$((code - 128))" ;;
+  esac
   printf '%s' "$code" >"$root/code-of-exit"
 }
 

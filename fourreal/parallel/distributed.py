@@ -28,13 +28,17 @@ from typing import Any, TypeVar
 
 import jax
 
+from fourreal.cli import LOST, exit_code
+
 T = TypeVar("T")
 
 COORDINATOR, COUNT, ID = "FOURREAL_COORDINATOR", "FOURREAL_PROCESS_COUNT", "FOURREAL_PROCESS_ID"
 TIMEOUT = "FOURREAL_START_TIMEOUT"  # seconds until all processes must have joined
 GRACE = 5.0  # seconds in which a process whose peer failed may end by its own error
-LOST = 3  # exit code of processes whose peer died: starting all of them again mends it
-ERRORS = {kind.__name__: kind for kind in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)}
+ERRORS = {
+    kind.__name__: kind
+    for kind in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError, TimeoutError)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,8 +260,8 @@ def start() -> Peers:
     """Joins the other processes of the run, if the environment says that there are some; before JAX's devices are touched.
 
     On TPU pods and in SLURM steps JAX knows them; elsewhere FOURREAL_COORDINATOR (host:port of process 0),
-    FOURREAL_PROCESS_COUNT and FOURREAL_PROCESS_ID do, or there are none. Raises ValueError, in every process, where these are
-    wrong or some processes do not join within FOURREAL_START_TIMEOUT seconds (300).
+    FOURREAL_PROCESS_COUNT and FOURREAL_PROCESS_ID do, or there are none. Raises, in every process, ValueError where these are
+    wrong, and TimeoutError where some processes do not join within FOURREAL_START_TIMEOUT seconds (300).
     """
     timeout = start_timeout()
     place = find_place(timeout)
@@ -288,7 +292,10 @@ def start_timeout() -> float:
 
 
 def find_place(timeout: float) -> Place | None:
-    """This process's place by the environment; None where it is alone. Raises ValueError for variables that are wrong."""
+    """This process's place by the environment; None where it is alone.
+
+    Raises ValueError for variables that are wrong, TimeoutError where the cluster does not say who the others are.
+    """
     if given := {name: os.environ[name] for name in (COORDINATOR, COUNT, ID) if os.environ.get(name)}:
         return named_place(given)
     # JAX's detection asks the cloud's metadata server, so only where it is sure to be.
@@ -302,7 +309,7 @@ def find_place(timeout: float) -> Place | None:
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"the other hosts could not be found ({one_line(error)}): set {COORDINATOR}") from error
+        raise TimeoutError(f"the other hosts could not be found ({one_line(error)}): set {COORDINATOR}") from error
     coordinator, count, index, local_devices = found
     if coordinator is None or count == 1:
         return None
@@ -340,7 +347,7 @@ def named_place(given: dict[str, str]) -> Place | None:
 
 
 def gather(place: Place, timeout: float) -> Peers:
-    """Process 0's side of the start: waits for all others. Raises ValueError, which they get, too, and print."""
+    """Process 0's side of the start: waits for all others. Raises ValueError or TimeoutError, which they get, too."""
     joined: dict[int, tuple[Link, str]] = {}
     try:
         with listener(place.port) as server:
@@ -349,14 +356,14 @@ def gather(place: Place, timeout: float) -> Peers:
         absent = [index for index in range(1, place.count) if index not in joined]
         if absent:
             here = ", ".join(f"{index} on {host}" for index, (_, host) in sorted(joined.items())) or "none"
-            raise ValueError(
+            raise TimeoutError(
                 f"{'processes' if len(absent) > 1 else 'process'} {listed([place.name(index) for index in absent])} of "
                 f"{place.count} did not join within {timeout:g} s (joined: {here}): start the same command on all hosts, "
                 f"from which the coordinator {place.coordinator} must be reachable"
             )
-    except ValueError as error:
+    except (ValueError, TimeoutError) as error:
         for link, _ in joined.values():
-            link.send("refused", line=str(error))
+            link.send("refused", line=str(error), error=type(error).__name__)
         raise
     hosts = (socket.gethostname(), *(joined[index][1] for index in range(1, place.count)))
     for link, _ in joined.values():
@@ -392,15 +399,15 @@ def accept(server: socket.socket, place: Place, joined: dict[int, tuple[Link, st
 
 
 def join(place: Place, timeout: float) -> Peers:
-    """Any other process's side of the start. Raises ValueError."""
+    """Any other process's side of the start. Raises what process 0 does, and TimeoutError where it does not answer."""
     link = Link(connect(place, timeout))
     link.send("join", index=place.index, count=place.count, host=socket.gethostname())
     link.wait(timeout + 30)
     kind, message = next(link.messages(), ("", {}))
     if kind == "refused":
-        raise ValueError(message["line"])
+        raise ERRORS[message["error"]](message["line"])
     if kind != "welcome":
-        raise ValueError(f"the coordinator {place.coordinator} ended before all processes had joined: see its log")
+        raise TimeoutError(f"the coordinator {place.coordinator} ended before all processes had joined: see its log")
     link.wait(None)
     return Peers(place.index, tuple(message["hosts"]), {0: link})
 
@@ -417,7 +424,7 @@ def connect(place: Place, timeout: float) -> socket.socket:
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ValueError(
+                raise TimeoutError(
                     f"the coordinator {place.coordinator} did not answer within {timeout:g} s "
                     f"({error.strerror or one_line(error)}): start the same command on all hosts; from this one, process "
                     f"{place.index} of {place.count}, it must be reachable"
@@ -436,15 +443,6 @@ def listener(port: int) -> socket.socket:
         raise ValueError(
             f"process 0 cannot listen on port {port} ({error.strerror}): end what uses it, or name another coordinator port"
         ) from error
-
-
-def exit_code(error: BaseException) -> int:
-    """The one that the command line gives an error."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 2 if isinstance(error, (ValueError, OSError, ModuleNotFoundError)) else 1
 
 
 def one_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 Compiling is nearly all of their time, so all share one cache of compiled programs.
 """
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorflow_datasets")
 
+from fourreal.cli import main
 from fourreal.config import TrainConfig, load_config
 from fourreal.data.builders.grids import write_grids
 from fourreal.models import GridDiTConfig
@@ -31,6 +33,7 @@ from fourreal.parallel import layout
 from fourreal.parallel.distributed import LOST
 from fourreal.sampling.pipeline import load_pipeline
 from fourreal.serialize import from_json, to_json
+from fourreal.training import checkpoint
 from fourreal.training.checkpoint import Checkpoints
 from fourreal.training.state import fresh_state
 
@@ -328,7 +331,22 @@ def test_missing_processes_are_named_by_those_that_are_there(config, tmp_path):
     for index in (0, 2):
         assert "fourreal train: error: processes 1 and 3 of 4 did not join within 15 s" in run.said(index)
         assert f"(joined: 2 on {socket.gethostname()})" in run.said(index) and "Traceback" not in run.said(index)
-    assert codes == [2, 2] and not (tmp_path / "run").exists()
+    assert codes == [LOST, LOST] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, LOST), (errno.ENOSPC, 2)], ids=["fault", "full_disk"])
+def test_failed_write_of_training_is_for_a_new_start_to_mend_unless_the_disk_is_full(
+    config, tmp_path, monkeypatch, capsys, number, code
+):
+    def seal(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, "seal", seal)
+    with pytest.raises(SystemExit) as stop:
+        main([str(config), "--out", str(tmp_path / "run"), "--steps", "2"], verb="train")
+    said = capsys.readouterr().err
+    assert f"{os.strerror(number)}; once that is mended, --resume goes on after 0 steps" in said
+    assert stop.value.code == code
 
 
 def test_error_of_one_process_ends_all_with_its_line(config, tmp_path):

@@ -85,6 +85,11 @@ def storage(words: list[str]) -> None:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
+        case ["ls", url]:
+            found = sorted((CLOUD / "buckets").glob(url.removeprefix("gs://")))
+            if not found:
+                fail("ERROR: (gcloud.storage.ls) One or more URLs matched no objects.", 1)
+            print("\n".join(f"gs://{path.relative_to(CLOUD / 'buckets')}" for path in found))
         case ["cat", url]:
             sys.stdout.buffer.write(local(url).read_bytes())
         case ["rsync", source, target]:

@@ -70,6 +70,25 @@ def test_a_run_that_was_stopped_queues_itself_again_a_bounded_number_of_times(jo
     assert (job.checkout / "requeued").read_text() == "requeue 7\n"
 
 
+@pytest.mark.parametrize(
+    "training",
+    ["3 process 3 of 4 did not join within 300 s", "137 process 1 ended without a word: start all again with --resume"],
+)
+def test_a_run_that_a_new_start_mends_queues_itself_again_a_bounded_number_of_times(job, training):
+    code = int(training.split()[0])
+    assert job("tiny.py", "runs/tiny", training=training).returncode == code
+    assert (job.checkout / "requeued").read_text() == "requeue 7\n"
+    assert job("tiny.py", "runs/tiny", training=training, SLURM_RESTART_COUNT="20").returncode == 2
+    assert (job.checkout / "requeued").read_text() == "requeue 7\n"
+
+
+def test_a_process_that_fails_leaves_the_others_time_for_their_own_exit_code(job):
+    script = 'echo "$@" >options; exit 3'
+    (job.home / "bin" / "srun").write_text(f"#!/usr/bin/env bash\n{script}\n")
+    job("tiny.py", "runs/tiny")
+    assert (job.checkout / "options").read_text().startswith("--kill-on-bad-exit=0 --wait=60 ")
+
+
 def test_a_run_that_failed_stays_failed(job):
     result = job("tiny.py", "runs/tiny", training="2 fourreal train: error: no data")
     assert result.returncode == 2 and not (job.checkout / "requeued").exists()

@@ -1,6 +1,7 @@
 """tpu.sh against a fake gcloud: what it would run, what it runs, and what it says when the cloud says no."""
 
 import json
+import shlex
 import shutil
 import subprocess
 
@@ -14,41 +15,57 @@ CREATE = (
     f"gcloud compute tpus queued-resources create pod {PLACE} --accelerator-type=v5litepod-16"
     " --runtime-version=v2-alpha-tpuv5-lite --node-id=pod --spot --valid-until-duration=24h"
 )
-UPLOAD = (
-    "git -C 'ROOT' ls-files -z --cached --others --exclude-standard | tar -C 'ROOT' --null -T - -czf - |"
-    " gcloud storage cp - gs://my-bucket/code/pod.tar.gz --project=my-project"
-)
+PROJECT = [
+    "gcloud services list --enabled --project=my-project --filter=config.name=tpu.googleapis.com"
+    " '--format=value(config.name)'",
+    "gcloud storage buckets describe gs://my-bucket --raw '--format=value(hierarchicalNamespace.enabled)'",
+]
+UPLOAD = [
+    'cd "$(mktemp -d)"',
+    "git -C 'ROOT' ls-files -z --cached --others --exclude-standard >files",
+    "tar -C 'ROOT' --null -T - -czf code.tar.gz <files",
+    "gcloud storage cp code.tar.gz gs://my-bucket/code/pod.tar.gz --project=my-project",
+]
 INSTALL = (
     f"{SSH} '--command=set -e; mkdir -p ~/fourreal; rm -rf ~/fourreal/incoming; mkdir ~/fourreal/incoming;"
     " gcloud storage cat gs://my-bucket/code/pod.tar.gz | tar -xz -C ~/fourreal/incoming;"
     " bash ~/fourreal/incoming/tpu_scripts/worker.sh setup my-bucket'"
 )
-LAUNCH = f"{SSH} '--command={WORKER} launch configs/tiny.py --out runs/tiny'"
+LAUNCH = [
+    "gcloud storage objects describe gs://my-bucket/runs/tiny/config.json '--format=value(name)'",
+    "# where that is there the run has begun, and --resume follows --out",
+    f"{SSH} '--command={WORKER} launch configs/tiny.py --out runs/tiny'",
+]
 DESCRIBE = f"gcloud compute tpus queued-resources describe pod {PLACE} '--format=value(state.state)'"
 SLICES = f"gcloud compute tpus tpu-vm list {PLACE} '--format=value(name.basename(),state)'"
 STATUS = f"{SSH} '--command=test ! -e ~/fourreal/code || {WORKER} status'"
-DELETE = f"gcloud compute tpus queued-resources delete pod {PLACE} --force --quiet"
+READY = [DESCRIBE, SLICES]
+DELETE = [DESCRIBE, f"gcloud compute tpus queued-resources delete pod {PLACE} --force --quiet"]
 DRY_RUNS = {
-    "create": [CREATE],
-    "setup": [UPLOAD, INSTALL],
-    "launch": [LAUNCH],
-    "status": [DESCRIBE, SLICES, STATUS],
+    "create": [*PROJECT, DESCRIBE, CREATE],
+    "setup": [*PROJECT, *READY, *UPLOAD, INSTALL],
+    "launch": [*READY, *LAUNCH],
+    "status": [*READY, STATUS],
     "logs": [
+        *READY,
         f"gcloud compute tpus queued-resources ssh pod {PLACE} --node=0 --worker=0"
-        " '--command=tail -n 100 -F ~/fourreal/train.log'"
+        " '--command=tail -n 100 -F ~/fourreal/train.log'",
     ],
     "profile": ["gcloud storage cp --recursive gs://my-bucket/runs/tiny/profile 'ROOT/out/profile-tiny'"],
-    "stop": [f"{SSH} '--command={WORKER} stop'"],
+    "stop": [*READY, f"{SSH} '--command={WORKER} stop'"],
     "watch": [
-        "# at the start, and again after every preemption; the upload only once",
-        *(CREATE, UPLOAD, INSTALL, LAUNCH),
+        *PROJECT,
+        "# where there is nothing: at the start, and again after every preemption; the upload only once",
+        *(CREATE, *UPLOAD, INSTALL, *LAUNCH),
         "# every 60 s",
-        *(DESCRIBE, SLICES, STATUS),
+        *(*READY, STATUS),
+        "# where training ended early: whether it has advanced since the last time; then the launch again",
+        "gcloud storage ls 'gs://my-bucket/runs/tiny/checkpoints/*/files.json'",
         "# after a preemption",
-        DELETE,
+        *DELETE,
     ],
     "list": [f"gcloud compute tpus queued-resources list {PLACE}", f"gcloud compute tpus tpu-vm list {PLACE}"],
-    "delete": [DELETE],
+    "delete": DELETE,
 }
 
 
@@ -74,6 +91,41 @@ def test_a_dry_run_prints_the_exact_commands_and_runs_none(cloud, verb):
     expected = [line.replace("ROOT", str(cloud.repository)) for line in DRY_RUNS[verb]]
     assert (result.returncode, result.stderr, result.stdout.splitlines()) == (0, "", expected)
     assert cloud.calls() == [] and not (cloud.repository / "out").exists()
+
+
+def printed_calls(printed: str) -> list[list[str]]:
+    """The calls of gcloud that a dry run prints."""
+    lines = [shlex.split(line, comments=True) for line in printed.splitlines()]
+    return [words[1:] for words in lines if words[:1] == ["gcloud"]]
+
+
+@pytest.mark.parametrize("verb", sorted({*VERBS} - {"create", "watch"}))
+def test_a_verb_makes_the_calls_that_its_dry_run_prints(active, verb):
+    active.settings["RUN"] = "'my run'"
+    active.write_settings()
+    active.fail("tail -n", "ERROR: Ctrl-C")  # or it would follow the log
+    active.put("calls.jsonl", "")
+    printed = active.tpu(verb, "--dry-run").stdout
+    assert active.calls() == []
+    active.tpu(verb)
+    here = [words for words in active.calls() if words[:2] != ["storage", "cat"]]  # which the machines do
+    assert here == printed_calls(printed)
+
+
+def test_create_makes_the_calls_that_its_dry_run_prints(cloud):
+    printed = cloud.tpu("create", "--dry-run").stdout
+    assert cloud.tpu("create").returncode == 0
+    assert cloud.calls() == printed_calls(printed)
+
+
+def test_watch_makes_the_calls_that_its_dry_run_prints_as_often_as_it_needs_them(cloud):
+    printed = printed_calls(cloud.tpu("watch", "--then-delete", "--dry-run").stdout)
+    cloud.put("training", "1 RuntimeError: the chip is hot")
+    ended = "while [ ! -e homes/pod-0/fourreal/code-of-exit ]; do command -p sleep 0.02; done"
+    cloud.events([":", f"{ended}; printf finish >training"])
+    assert cloud.tpu("watch", "--then-delete").returncode == 0
+    here = [words for words in cloud.calls() if words[:2] != ["storage", "cat"]]
+    assert {*map(shlex.join, here)} == {*map(shlex.join, printed)}
 
 
 def test_every_verb_explains_itself_without_settings(cloud):
@@ -165,7 +217,7 @@ def test_words_with_spaces_quotes_and_dollars_arrive_at_train_py_as_they_were(ac
     launched = active.calls("worker.sh launch")
     assert active.tpu("stop").returncode == 0
     shutil.rmtree(active.folder / "buckets/my-bucket/runs/my run")
-    printed = active.tpu("launch", "--dry-run").stdout  # the printed command is the one that was run
+    printed = active.tpu("launch", "--dry-run").stdout  # the printed commands are those that were run
     subprocess.run(["bash", "-c", printed], env=active.environment(), check=True, capture_output=True)
     assert active.calls("worker.sh launch") == launched * 2
 

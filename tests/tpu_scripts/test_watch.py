@@ -23,6 +23,11 @@ def kill_one() -> str:
     return "kill -KILL $(cat homes/pod-1/fourreal/pid); command -p sleep 0.3"
 
 
+ENDED = "while [ ! -e homes/pod-0/fourreal/code-of-exit ]; do command -p sleep 0.02; done"
+CRASH = f"kill -KILL $(cat homes/pod-0/fourreal/pid); {ENDED}"
+CHECKPOINT = "buckets/my-bucket/runs/tiny/checkpoints/10"
+
+
 def test_from_nothing_to_a_finished_run(cloud):
     cloud.put("training", "finish")
     result = cloud.tpu("watch")
@@ -82,11 +87,60 @@ def test_what_train_py_refuses_is_not_tried_again(cloud, failure):
     assert len(cloud.calls("worker.sh launch")) == 1 and len(cloud.calls("resources delete")) == 1
 
 
-def test_the_same_crash_twice_is_not_tried_a_third_time(cloud):
-    cloud.put("training", "1 RuntimeError: shapes differ")
+def test_what_train_py_says_a_new_start_mends_is_tried_again_though_it_comes_again(cloud):
+    cloud.put("training", "3 fourreal train: error: process 3 of 4 did not join within 300 s")
+    cloud.events([":", ENDED, ENDED, f"{ENDED}; printf finish >training"])
     result = cloud.tpu("watch")
-    assert result.returncode == 1 and "RuntimeError: shapes differ, twice in a row" in result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "restart 3 of at most 20" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "crash", ["1 RuntimeError: shapes differ", "1 fourreal train: error: process 1 of 2 on pod-1: shapes differ"]
+)
+def test_the_same_crash_twice_is_not_tried_a_third_time(cloud, crash):
+    cloud.put("training", crash)
+    result = cloud.tpu("watch")
+    assert result.returncode == 1 and "shapes differ, twice in a row" in result.stderr
     assert len(cloud.calls("worker.sh launch")) == 2
+
+
+def test_the_crash_of_one_host_counts_and_not_what_the_others_say_of_it(cloud):
+    cloud.put("workers", "2")
+    cloud.put("training", "3 fourreal train: error: process 1 of 2 on pod-1 ended without a word")
+    cloud.put("training of pod-1", "1 RuntimeError: out of memory")
+    result = cloud.tpu("watch")
+    assert result.returncode == 1 and "pod-1: failed 1: RuntimeError: out of memory, twice in a row" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("between", "code"),
+    [(":", 1), (f"mkdir -p {CHECKPOINT}", 1), (f"mkdir -p {CHECKPOINT}; echo >{CHECKPOINT}/files.json", 0)],
+    ids=["nothing", "half_a_checkpoint", "checkpoint"],
+)
+def test_the_same_crash_is_tried_again_where_the_run_has_advanced_since(cloud, between, code):
+    cloud.events([":", ":", CRASH, between, f"{CRASH}; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert result.returncode == code and "restart 1 of at most 20" in result.stdout, result
+    assert ("failed 137: train.py died of signal 9, twice in a row" in result.stderr) == bool(code)
+    assert ("restart 2 of at most 20" in result.stdout) != bool(code)
+
+
+def test_a_launch_that_reached_nobody_is_no_second_crash(cloud):
+    unreachable = """echo '[["worker.sh launch", "ERROR: no route", 1]]' >failures.json"""
+    cloud.put("training", "1 RuntimeError: the chip is hot")
+    cloud.events([":", f"{ENDED}; {unreachable}", "echo '[]' >failures.json; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and "it will be tried again" in result.stdout, result
+
+
+def test_checkpoints_that_cannot_be_listed_are_asked_for_again(cloud):
+    unreachable = """echo '[["storage ls", "ERROR: no route", 1]]' >failures.json"""
+    cloud.put("training", "1 RuntimeError: the chip is hot")
+    cloud.events([":", f"{ENDED}; {unreachable}", "echo '[]' >failures.json; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and len(cloud.calls("worker.sh launch")) == 2, result
+    assert "restart 1 of at most 20" in result.stdout and "restart 2" not in result.stdout
 
 
 def test_restarts_are_bounded(cloud):
@@ -118,6 +172,56 @@ def test_a_passing_fault_is_borne_and_a_lasting_one_is_not(cloud):
     cloud.put("failures.json", '[["describe pod", "ERROR: no route", 1]]')
     result = cloud.tpu("watch")
     assert result.returncode == 1 and "no change at 10 looks in a row" in result.stderr
+
+
+def test_a_fault_while_the_lost_pod_is_created_anew_is_borne(cloud):
+    fault = """echo '[["resources create", "ERROR: no route", 1]]' >failures.json"""
+    cloud.events([":", f"{PREEMPT}; {fault}; printf finish >training", *[":"] * 3, "echo '[]' >failures.json"])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and len(cloud.calls("resources create")) > 2, result
+
+
+def test_a_request_that_never_gets_through_ends_it(cloud):
+    cloud.fail("resources create", "ERROR: no route")
+    result = cloud.tpu("watch")
+    assert result.returncode == 1 and "no change at 10 looks in a row (it could not be created)" in result.stderr
+    assert len(cloud.calls("resources create")) == 10
+
+
+def test_a_deletion_that_happens_though_its_answer_is_lost_is_its_own(cloud):
+    silent = """echo '[["resources delete", "ERROR: no route", 1]]' >failures.json"""
+    deleted = (
+        "kill -KILL $(cat homes/*/fourreal/pid); mv homes homes-gone; mkdir homes; rm state; echo '[]' >failures.json"
+    )
+    cloud.events([":", f"{PREEMPT}; {silent}; printf finish >training", "echo DELETING >state", deleted])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and "unsettled: pod is DELETING" in result.stdout, result
+    assert len(cloud.calls("resources create")) == 2
+
+
+def test_an_upload_that_fails_once_is_made_again(cloud):
+    cloud.put("training", "finish")
+    cloud.fail("storage cp", "ERROR: no route")
+    cloud.events([":", "echo '[]' >failures.json"])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and len(cloud.calls("storage cp")) == 2, result
+
+
+def test_a_fault_after_a_stop_is_the_first_of_its_kind(cloud):
+    fault = """echo '[["describe pod", "ERROR: no route", 1]]' >failures.json"""
+    cloud.put("workers", "2")
+    cloud.events([":", kill_one(), *[":"] * 9, fault, "echo '[]' >failures.json; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert len(cloud.calls("worker.sh stop")) == 1 and result.returncode == 0, result
+
+
+def test_troubles_before_and_after_an_installation_are_not_in_a_row(cloud):
+    unsettle, settle = (f"printf 'pod\\t{state}\\n' >slices" for state in ("STARTING", "READY"))
+    cloud.put("training", "1 RuntimeError: the chip is hot")
+    looks = [":"] * 7
+    cloud.events([unsettle, *looks, settle, f"{ENDED}; {unsettle}", *looks, f"{settle}; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and result.stdout.count("unsettled: slice pod is STARTING") == 2, result
 
 
 def test_an_installation_that_fails_is_not_tried_for_ever(cloud):
