@@ -78,7 +78,7 @@ class Peers:
     """
 
     def __init__(self, index: int = 0, hosts: tuple[str, ...] = ("",), links: dict[int, "Link"] | None = None):
-        self.index, self.hosts, self._links = index, hosts, links or {}
+        self.index, self.hosts, self._links, self.verb = index, hosts, links or {}, "train"
         self._calls: dict[str, int] = {}
         self._given: dict[str, dict[int, Any]] = {}  # process 0's: what has come so far
         self._answers: dict[str, list] = {}
@@ -212,7 +212,7 @@ class Peers:
 
     def _end_now(self) -> None:
         line, code = self._why
-        print(f"fourreal train: error: {line}", file=sys.stderr)
+        print(f"fourreal {self.verb}: error: {line}", file=sys.stderr)
         _exit(code)
 
 
@@ -256,12 +256,13 @@ class Link:
             return True
 
 
-def start() -> Peers:
+def start(verb: str = "train") -> Peers:
     """Joins the other processes of the run, if the environment says that there are some; before JAX's devices are touched.
 
     On TPU pods and in SLURM steps JAX knows them; elsewhere FOURREAL_COORDINATOR (host:port of process 0),
     FOURREAL_PROCESS_COUNT and FOURREAL_PROCESS_ID do, or there are none. Raises, in every process, ValueError where these are
-    wrong, and TimeoutError where some processes do not join within FOURREAL_START_TIMEOUT seconds (300).
+    wrong, and TimeoutError where some processes do not join within FOURREAL_START_TIMEOUT seconds (300). `verb` is for the
+    lines of errors.
     """
     timeout = start_timeout()
     place = find_place(timeout)
@@ -277,6 +278,7 @@ def start() -> Peers:
         cluster_detection_method="deactivate",
         initialization_timeout=math.ceil(timeout),
     )
+    peers.verb = verb
     return peers
 
 

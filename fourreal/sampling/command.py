@@ -79,7 +79,7 @@ class Sample:
         from fourreal.parallel import distributed
 
         with contextlib.ExitStack() as stack:
-            peers = stack.enter_context(distributed.start())
+            peers = stack.enter_context(distributed.start("sample"))
             if not peers.first:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             self.sample(peers)

@@ -237,7 +237,7 @@ def assert_others_ended(run: Processes, killed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(config) -> Path:
+def grid_weights(config) -> Path:
     """A checkpoint whose numbers are all away from zero, beside the grid that is to be sampled."""
     folder = config.parent / "checkpoint"
     spec = ModelSpec(load_config(config).model, GridDiTConfig(), VIEWS, TIMES, SIZE)
@@ -361,26 +361,28 @@ def test_error_of_one_process_ends_all_with_its_line(config, tmp_path):
     assert "process 1 of 2 on" in run.said(0).splitlines()[-1]
 
 
-def test_grid_sampled_by_two_processes_is_that_of_one(checkpoint, tmp_path, monkeypatch):
+def test_grid_sampled_by_two_processes_is_that_of_one(grid_weights, tmp_path, monkeypatch):
     """Each holds half of the views and of the parameters."""
-    run = Sampling(checkpoint, tmp_path / "out", 2, 1, "--grid", str(checkpoint / "grid.npz"), "--guidance-scale", "2")
+    run = Sampling(
+        grid_weights, tmp_path / "out", 2, 1, "--grid", str(grid_weights / "grid.npz"), "--guidance-scale", "2"
+    )
     assert run.wait(60) == [0, 0], run.said(0) + run.said(1)
     assert "open " in run.said(0) and not GLOO.sub("", run.said(1))
     with np.load(tmp_path / "out" / "grid.npz") as found:
         sampled, given = found["frames"], found["given"]
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
-    with np.load(checkpoint / "grid.npz") as truth:
-        expected = load_pipeline(checkpoint)(truth["frames"], given, guidance_scale=2.0)
+    with np.load(grid_weights / "grid.npz") as truth:
+        expected = load_pipeline(grid_weights)(truth["frames"], given, guidance_scale=2.0)
     np.testing.assert_array_equal(sampled, expected)
     assert np.ptp(sampled[~given]) > 50
 
 
-def test_process_that_reads_broken_weights_ends_all_and_only_those_of_its_devices_are_read(checkpoint, tmp_path):
-    tensors = load_file(checkpoint / WEIGHTS)
+def test_process_that_reads_broken_weights_ends_all_and_only_those_of_its_devices_are_read(grid_weights, tmp_path):
+    tensors = load_file(grid_weights / WEIGHTS)
     tensors["base.blocks.attention.query.kernel"][:, -1] = np.nan  # in the rows of the second device
-    shutil.copytree(checkpoint, tmp_path / "broken")
+    shutil.copytree(grid_weights, tmp_path / "broken")
     save_file(tensors, tmp_path / "broken" / WEIGHTS)
-    run = Sampling(tmp_path / "broken", tmp_path / "out", 2, 1, "--grid", str(checkpoint / "grid.npz"))
+    run = Sampling(tmp_path / "broken", tmp_path / "out", 2, 1, "--grid", str(grid_weights / "grid.npz"))
     assert run.wait(60) == [2, 2], run.said(0) + run.said(1)
     line = "base.blocks.attention.query.kernel holds values that are not finite"
     for index in (0, 1):
