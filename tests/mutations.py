@@ -135,11 +135,17 @@ BREAKS = [
     ),
     Break(
         "models/kernels.py",
-        "(from_values - jnp.swapaxes(product, -3, -2))",
+        "(from_values - jnp.swapaxes(_product(do, out), -3, -2))",
         "from_values",
         KERNELS + "kernel_is_a_dense_softmax_in_values_and_gradients[xla]",
     ),
     # models/layers.py
+    Break(
+        "models/kernels.py",
+        '(_matmul("hke,hqe->hkq", v, do) - product)',
+        '_matmul("hke,hqe->hkq", v, do)',
+        KERNELS + "kernel_is_a_dense_softmax_in_values_and_gradients[chunked]",
+    ),
     Break(
         "models/layers.py",
         "(1 + scale[..., None, :])",
