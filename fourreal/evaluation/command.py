@@ -37,7 +37,7 @@ class Evaluate:
     """seeds over which the samples' mean and deviation are taken"""
     samples: int = 8
     """samples for the rows of their mean and of the best of them"""
-    control_grids: int = 8
+    control_grids: int = 6
     """grids for those rows and for the same weights without cameras or with parts left out, which take most of the time"""
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
