@@ -22,7 +22,9 @@ def kept_for_backward(jaxpr: core.Jaxpr, depth: int) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan" and equation.params["length"] == depth and not equation.params["reverse"]:
-            stacked = equation.outvars[equation.params["num_carry"] :]
+            body = equation.params["jaxpr"]
+            once = getattr(body, "jaxpr", body).outvars  # what is carried has the shape that it has in the body
+            stacked = [out for out, one in zip(equation.outvars, once, strict=True) if out.aval.shape != one.aval.shape]
             total += sum(math.prod(each.aval.shape) * each.aval.dtype.itemsize for each in stacked)
         for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(leaf):
