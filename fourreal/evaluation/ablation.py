@@ -45,7 +45,7 @@ from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.weights import CONFIG, weights_hash
 from fourreal.parallel.mesh import make_mesh
 from fourreal.serialize import differences, from_json, to_json
-from fourreal.training.checkpoint import CHECKPOINTS, drop_broken
+from fourreal.training.checkpoint import CHECKPOINTS, find_damage
 from fourreal.training.loop import FREE, Run, Start, StopSignal, locked, prepare, train
 from fourreal.training.metrics import LOG, read_metrics
 from fourreal.training.validation import STEPS
@@ -185,7 +185,7 @@ def ablate(config: AblationConfig, runs: Path, files: Path, stop: StopSignal) ->
     for arm, run_config, folder in jobs:
         file = files / f"{arm}.json"
         # the base's file may come without its weights, or its weights be those of a part of the training
-        needed = folder == base and drop_broken(base / CHECKPOINTS) != run_config.steps
+        needed = folder == base and find_damage(base / CHECKPOINTS / str(run_config.steps))
         if is_finished(file, run_config, config.test_grids) and not needed:
             print(f"{run_config.name}: finished, in {file}")
             continue
