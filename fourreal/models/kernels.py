@@ -213,12 +213,13 @@ def _chunked_forward(q, k, v, kernel, with_lse):
 def _chunked_backward(q, k, v, out, lse, do, kernel):
     def one(arrays):
         q, k, v, out, lse, do = (rearrange(x, "s h e -> h s e") for x in arrays)
-        scale = q.shape[-1] ** -0.5
+        q, scaled_k = q * q.shape[-1] ** -0.5, k * q.shape[-1] ** -0.5
         lse, product = (rearrange(x, "h q 1 -> h 1 q") for x in (lse, _product(do, out)))
-        weights = jnp.exp(_matmul("hke,hqe->hkq", k, q * scale) - lse)
-        logits = weights * (_matmul("hke,hqe->hkq", v, do) - product) * scale
+        weights = jnp.exp(_matmul("hke,hqe->hkq", k, q) - lse)
+        logits = weights * (_matmul("hke,hqe->hkq", v, do) - product)
         weights, logits = weights.astype(v.dtype), logits.astype(v.dtype)
-        dq, dk = _matmul("hkq,hke->hqe", logits, k), _matmul("hkq,hqe->hke", logits, q)
+        dq = rearrange(_matmul("hek,hkq->heq", rearrange(scaled_k, "h k e -> h e k"), logits), "h e q -> h q e")
+        dk = _matmul("hkq,hqe->hke", logits, q)
         gradients = dq, dk, _matmul("hkq,hqe->hke", weights, do)
         return tuple(rearrange(x, "h s e -> s h e").astype(v.dtype) for x in gradients)
 

@@ -62,7 +62,7 @@ class ModLinear(nnx.Module):
         for stream, y in ((VIEW, y_v), (TIME, y_t)):
             z = y * (1 + scale[stream]) + shift[stream]
             kernel = self.kernel[stream, :, output].astype(self.dtype)
-            total = total + jnp.matmul(z.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+            total = total + layers.dot(z.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
         return total
 
 
