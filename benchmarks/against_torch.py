@@ -7,9 +7,9 @@ python benchmarks/against_torch.py configs/large.py --device cuda --size 384 --b
 Needs `torch` beside the project (`pip install -e '.[train]' torch`) and, for `torch.compile`, a C++ compiler. First a cut of
 the config (fp32, two layers, small frames) gets the same random parameters in both, and sampled grids, gradients and the losses
 of three updates must be equal. How far they are apart in the config's own size and precision goes into the report. On a CPU all
-take turns: each round times each of them once, so a disturbance meets all alike. On a GPU, and with --alone, each has all the
-memory to itself, one after the other. All use all cores, the config's precision and their defaults. On a CPU ours keeps the
-matmuls' results for backward, as nano does; tiny's batch of 16 is meant for an accelerator.
+take turns, so that a disturbance meets all alike: each round calls each of them twice and times the second call. On a GPU, and
+with --alone, each has all the memory to itself, one after the other. All use all cores, the config's precision and their
+defaults. On a CPU ours keeps the matmuls' results for backward, as nano does; tiny's batch of 16 is meant for an accelerator.
 On a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory.
 """
 
@@ -186,14 +186,15 @@ def prove_equal(config: TrainConfig, size: int) -> None:
 
 
 def take_turns(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one round that is not counted."""
+    """Seconds of each contender's second call in each round; the first takes the memory back that the others were given."""
     seconds = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in contenders.items():
+            run()
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return {name: times[1:] for name, times in seconds.items()}
+    return seconds
 
 
 def compare(config: TrainConfig, options: argparse.Namespace) -> dict:

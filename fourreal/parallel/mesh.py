@@ -57,15 +57,16 @@ class MeshConfig:
         return sizes
 
 
-def fit_mesh(devices: int, views: int, times: int, width: int) -> MeshConfig:
+def fit_mesh(devices: int, views: int, times: int, width: int, slices: int = 1) -> MeshConfig:
     """For sampling one grid: as many devices along grid as its sides allow, two along data for guidance, the rest along fsdp.
 
-    Two branches lie over data only if it divides them. fsdp and grid divide `width`; where that leaves no two along data, each
-    device computes both branches.
+    Slices lie along data. Two branches lie over it only if it divides them. fsdp and grid divide `width`; where that leaves no
+    two along data, each device computes both branches.
     """
-    grid = math.gcd(devices, views, times, width)
-    pairs, odd = divmod(devices // grid, 2)
-    return MeshConfig(grid=grid) if odd or width % (pairs * grid) else MeshConfig(data=2, fsdp=pairs, grid=grid)
+    grid = math.gcd(devices // slices, views, times, width)
+    data = max(2, slices)
+    fsdp, odd = divmod(devices // grid, data)
+    return MeshConfig(grid=grid) if odd or width % (fsdp * grid) else MeshConfig(data=data, fsdp=fsdp, grid=grid)
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: "Sequence[jax.Device] | None" = None) -> "jax.sharding.Mesh":
@@ -80,20 +81,24 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: "Sequence[jax.Device] 
     from jax.sharding import AxisType, Mesh
 
     devices = jax.devices() if devices is None else list(devices)
-    on_tpus = devices[0].platform == "tpu"
-    slices = len({slice_of(device) for device in devices}) if on_tpus else 1
+    slices = count_slices(devices)
     sizes = tuple(config.sizes(len(devices), slices).values())
     if slices > 1:
         inside = (sizes[0] // slices, *sizes[1:])
         placed = mesh_utils.create_hybrid_device_mesh(
             inside, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
-    elif on_tpus:
+    elif devices[0].platform == "tpu":
         placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     else:  # of several processes, a "slice" is a host there
         by_host = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
         placed = np.asarray(by_host).reshape(sizes)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def count_slices(devices: "Sequence[jax.Device]") -> int:
+    """How many slices TPUs are in; 1 for other devices."""
+    return len({slice_of(device) for device in devices}) if devices[0].platform == "tpu" else 1
 
 
 def slice_of(device: "jax.Device") -> int:

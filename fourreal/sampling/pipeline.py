@@ -24,7 +24,7 @@ from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_
 from fourreal.models.kernels import AttentionConfig, resolve_kernel
 from fourreal.models.weights import fit_weights, open_weights, read_placed, weights_hash
 from fourreal.parallel import layout
-from fourreal.parallel.mesh import MeshConfig, fit_mesh, make_mesh
+from fourreal.parallel.mesh import MeshConfig, count_slices, fit_mesh, make_mesh
 
 
 class GridPipeline:
@@ -45,7 +45,8 @@ class GridPipeline:
         self.config, self.weights_hash = spec, weights_hash
         if mesh is None:
             width = math.gcd(spec.model.width, spec.model.mlp_width)
-            mesh = make_mesh(fit_mesh(len(jax.devices()), spec.views, spec.times, width))
+            slices = count_slices(jax.devices())
+            mesh = make_mesh(fit_mesh(len(jax.devices()), spec.views, spec.times, width, slices))
         self.mesh = mesh
         platform = self.mesh.devices.flat[0].platform
         kernel = resolve_kernel(attention, platform, spec.model.head_size, spec.model.dtype)

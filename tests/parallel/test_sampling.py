@@ -49,6 +49,20 @@ def test_sampling_takes_devices_along_grid_then_two_for_guidance_then_cuts_param
     assert fit_mesh(devices, views, times, width) == expected
 
 
+@pytest.mark.parametrize(
+    ("devices", "slices", "expected"),
+    [
+        (8, 2, MeshConfig(data=2, fsdp=1, grid=4)),
+        (12, 3, MeshConfig(data=3, fsdp=1, grid=4)),
+        (24, 3, MeshConfig(data=3, fsdp=2, grid=4)),
+        (12, 6, MeshConfig(data=6, fsdp=1, grid=2)),
+    ],
+)
+def test_sampling_lays_slices_along_data(devices, slices, expected):
+    mesh = fit_mesh(devices, 4, 4, 24, slices)
+    assert mesh == expected and mesh.sizes(devices, slices)["data"] == expected.data
+
+
 def test_a_device_computes_one_branch_of_guidance(tiny, monkeypatch):
     """By FLOPs of the compiled program: with guidance as many a device as without."""
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:8])
