@@ -213,7 +213,8 @@ def _chunked_forward(q, k, v, kernel, with_lse):
 def _chunked_backward(q, k, v, out, lse, do, kernel):
     def one(arrays):
         q, k, v, out, lse, do = (rearrange(x, "s h e -> h s e") for x in arrays)
-        q, scaled_k = q * q.shape[-1] ** -0.5, k * q.shape[-1] ** -0.5
+        scale = q.shape[-1] ** -0.5
+        q, scaled_k = q * scale, k * scale
         lse, product = (rearrange(x, "h q 1 -> h 1 q") for x in (lse, _product(do, out)))
         weights = jnp.exp(_matmul("hke,hqe->hkq", k, q) - lse)
         logits = weights * (_matmul("hke,hqe->hkq", v, do) - product)
