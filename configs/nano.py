@@ -16,7 +16,7 @@ CONFIG = TrainConfig(
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=4, times=4, batch_size=4, masks=MASKS),
     sigma=SigmaConfig(mean=-0.3, std=1.0, shift=3.0),  # logit(sigma) ~ N(0.8, 1); sampling takes larger sigmas, too
-    optim=OptimConfig(lr=1e-3, warmup=50),
+    optim=OptimConfig(lr=1e-3, warmup=50, microbatch=2),  # faster by a tenth on two cores than all four at once
     steps=800,
     eval_every=150,
     eval_grids=8,

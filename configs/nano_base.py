@@ -15,4 +15,5 @@ CONFIG = dataclasses.replace(
     NANO,
     name="nano_base",
     data=dataclasses.replace(NANO.data, kind="clip", batch_size=16),
+    optim=dataclasses.replace(NANO.optim, microbatch=None),
 )

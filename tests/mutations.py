@@ -376,6 +376,12 @@ BREAKS = [
     ),
     Break(
         "training/step.py",
+        "lambda x: x / count, total",
+        "lambda x: x, total",
+        STEP + "microbatches_make_the_step_of_the_whole_batch_with_less_memory",
+    ),
+    Break(
+        "training/step.py",
         "lambda place: jax.random.fold_in(key, place)",
         "lambda place: key",
         STEP + "noise_differs_between_steps_seeds_examples_and_purposes",

@@ -15,10 +15,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
-BATCH = ("data", "fsdp")  # axes over which the examples of grids are cut
+from fourreal.parallel.mesh import EXAMPLE_AXES, example_axes, microbatch, share_of_examples
+
+BATCH = EXAMPLE_AXES[2]  # axes over which the examples of grids are cut
 GRID, TENSOR = "grid", "tensor"
 
 
@@ -46,7 +49,7 @@ def check_heads(heads: int) -> None:
 
 def spec(x: jax.Array, lead: int, heads: bool = False) -> P:
     """Where an array `[b, ...]` lies: `lead` 2 a stream, 1 a clip; `heads`: its axis -2 is cut over tensor."""
-    cut = [_batch_axes(x.shape[0], BATCH if lead == 2 else (*BATCH, GRID))]
+    cut = [example_axes(x.shape[0], lead, jax.sharding.get_abstract_mesh().shape)]
     if lead == 2:  # one text for all clips of a grid has size 1 there
         cut.append(GRID if x.shape[1] > 1 and axis_size(GRID) > 1 else None)
     cut += [None] * (x.ndim - lead)
@@ -58,6 +61,13 @@ def spec(x: jax.Array, lead: int, heads: bool = False) -> P:
 def place(x: Shaped[Array, "b *rest"], lead: int = 2) -> Shaped[Array, "b *rest"]:
     """`x` where its kind lives."""
     return jax.lax.with_sharding_constraint(x, spec(x, lead)) if axis_size(*BATCH, GRID, TENSOR) > 1 else x
+
+
+def split_examples(x: Shaped[Array, "b *rest"], most: int | None, lead: int) -> Shaped[Array, "parts part *rest"]:
+    """A batch in equal parts with at most `most` examples of each device; none moves to another device."""
+    share = share_of_examples(len(x), lead, jax.sharding.get_abstract_mesh().shape)
+    part = microbatch(share, most)
+    return rearrange(x, "(devices parts part) ... -> parts (devices part) ...", devices=len(x) // share, part=part)
 
 
 def swap_view_time(x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *rest"]:
@@ -82,13 +92,6 @@ def locally(attention: Callable, lead: int) -> Callable[..., jax.Array]:
         return jax.shard_map(attention, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
     return run
-
-
-def _batch_axes(size: int, axes: tuple[str, ...]) -> tuple[str, ...]:
-    """The axes, as many from the first as divide a batch."""
-    while size % axis_size(*axes):
-        axes = axes[:-1]
-    return tuple(axis for axis in axes if axis_size(axis) > 1)
 
 
 def _divisors(number: int) -> str:

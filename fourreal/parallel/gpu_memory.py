@@ -3,6 +3,8 @@
     temporaries   gradients + what layers keep for backward + one layer at work + two layers' gathered weights
     traffic       state read and written, weights read once each way, what is kept written and read, layers at work twice
 
+All of it but the state's is of one microbatch; with several there is so many times the traffic, and the sum of gradients.
+
 What layers keep is read from the step's jaxpr: results of the forward scan over layers. An estimate, as are the numbers of
 one layer at work: six fp32 residuals, eight projections (four more with a text) and three hidden layers of the MLP, in each
 of two streams.
@@ -15,6 +17,7 @@ import jax
 from jax.extend import core
 
 from fourreal.config import TrainConfig
+from fourreal.parallel.mesh import LEAD, microbatch, share_of_examples
 
 
 def kept_for_backward(jaxpr: core.Jaxpr, depth: int) -> int:
@@ -41,9 +44,12 @@ def estimate(
 ) -> tuple[dict[str, int], int]:
     """(`memory` as of `compiled_bytes`, traffic), bytes of one device; `state` and `batch` are shapes with their places."""
     model, item = config.model, 2 if config.model.dtype == "bfloat16" else 4
-    cut = _cut(config, mesh)
+    lead, batch_size = LEAD[config.data.kind], config.data.batch_size
+    share = share_of_examples(batch_size, lead, mesh)
+    parts = share // microbatch(share, config.optim.microbatch)
+    cut = batch_size // share * (mesh["grid"] if config.data.kind == "grid" else 1)
     kept = kept_for_backward(jaxpr, model.depth) // cut
-    own = tokens // cut
+    own = tokens // cut // parts
     two_streams = config.data.kind == "grid" and config.grid.fusion in ("soft", "hard", "none")
     projections = 8 if model.text_width is None else 12
     widths = projections * model.width + 3 * model.mlp_width
@@ -53,20 +59,13 @@ def estimate(
     layer = stacked // model.depth * item // mesh["tensor"]
     gradients = on_device(state["params"])
     arguments = on_device(state) + on_device(batch)
-    temporaries = gradients + kept + at_work + 2 * layer
+    temporaries = min(parts, 2) * gradients + kept + at_work + 2 * layer
     memory = {"arguments": arguments, "temporaries": temporaries, "total": arguments + temporaries}
     moved = on_device({name: state[name] for name in ("params", "ema", "opt")})
-    return memory, 2 * moved + 2 * gradients + 3 * model.depth * layer + 2 * kept + 6 * model.depth * at_work
+    part = 2 * gradients + 3 * model.depth * layer + 2 * kept + 6 * model.depth * at_work
+    return memory, 2 * moved + parts * part
 
 
 def on_device(tree: Any) -> int:
     """Bytes of one device's share of placed shapes."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _cut(config: TrainConfig, mesh: dict[str, int]) -> int:
-    """Over how many devices the tokens are cut."""
-    axes = [mesh["data"], mesh["fsdp"], *([mesh["grid"]] if config.data.kind == "clip" else [])]
-    while axes and config.data.batch_size % math.prod(axes):
-        axes.pop()
-    return math.prod(axes) * (mesh["grid"] if config.data.kind == "grid" else 1)

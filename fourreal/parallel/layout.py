@@ -17,13 +17,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fourreal.parallel import activations
-from fourreal.parallel.mesh import make_mesh
+from fourreal.parallel.mesh import LEAD, make_mesh
 
 if TYPE_CHECKING:
     from fourreal.models.video_dit import VideoDiTConfig
 
 FSDP, TENSOR = ("fsdp", "grid"), "tensor"
-LEAD = {"grid": 2, "clip": 1}  # leading axes that a mesh cuts
 ROOTS = ("base", "sync", "sigma_projection")  # where the paths of parameters begin
 SCANNED = ("base.blocks", "sync")  # where those of a layer begin
 

@@ -10,13 +10,15 @@ A mesh is made ambient with `jax.set_mesh`; models then place their activations 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import jax
 
 AXES = ("data", "fsdp", "grid", "tensor")
+LEAD = {"grid": 2, "clip": 1}  # leading axes of an example's kind that a mesh cuts
+EXAMPLE_AXES = {2: ("data", "fsdp"), 1: ("data", "fsdp", "grid")}  # and over what it cuts the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,24 @@ class MeshConfig:
                 f"mesh.data is {sizes['data']} on {slices} slices: only data crosses slices, so give a multiple of {slices}"
             )
         return sizes
+
+
+def example_axes(examples: int, lead: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes over which a batch is cut, as many from the first as divide it."""
+    axes = EXAMPLE_AXES[lead]
+    while examples % math.prod(sizes.get(axis, 1) for axis in axes):
+        axes = axes[:-1]
+    return tuple(axis for axis in axes if sizes.get(axis, 1) > 1)
+
+
+def share_of_examples(examples: int, lead: int, sizes: Mapping[str, int]) -> int:
+    """How many examples of a batch each device has."""
+    return examples // math.prod(sizes[axis] for axis in example_axes(examples, lead, sizes))
+
+
+def microbatch(share: int, most: int | None) -> int:
+    """How many of a device's share of examples are computed at once: the largest equal parts of at most so many."""
+    return max(size for size in range(1, min(most or share, share) + 1) if share % size == 0)
 
 
 def fit_mesh(devices: int, views: int, times: int, width: int, slices: int = 1) -> MeshConfig:

@@ -21,7 +21,7 @@ from fourreal.config import TrainConfig, load_config
 from fourreal.parallel import aot, roofline
 from fourreal.parallel.chips import GIB, Topology, parse_topology
 from fourreal.parallel.hlo import KINDS, Collective
-from fourreal.parallel.mesh import describe
+from fourreal.parallel.mesh import EXAMPLE_AXES, LEAD, describe, microbatch, share_of_examples
 
 OF_GPUS = (
     "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler",
@@ -149,8 +149,8 @@ def fitting_step(config: TrainConfig, topology: Topology, size: tuple[int, int],
         )
     hints = "; these do not fit either: " + ", ".join(tried) if tried else ""
     raise ValueError(
-        f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: give a larger --mesh.fsdp, a smaller "
-        f"--data.batch-size, --model.remat full or a larger --topology{hints}"
+        f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: give a larger --mesh.fsdp, "
+        f"--optim.microbatch 1, --model.remat full or a larger --topology{hints}"
     )
 
 
@@ -168,15 +168,16 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
         lighter = dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat=policy))
         yield " ".join([*flags, f"--model.remat {policy}"]), lighter, topology
     remat = [f"--model.remat {lighter.model.remat}"] if lighter.model.remat != config.model.remat else []
-    batch = config.data.batch_size // 2
-    while batch:
-        data = dataclasses.replace(config.data, batch_size=batch)
+    share = share_of_examples(config.data.batch_size, LEAD[config.data.kind], sizes)
+    most = microbatch(share, config.optim.microbatch)
+    while most > 1:
+        most //= 2
+        optim = dataclasses.replace(config.optim, microbatch=most)
         yield (
-            " ".join([*flags, *remat, f"--data.batch-size {batch}"]),
-            dataclasses.replace(lighter, data=data),
+            " ".join([*flags, *remat, f"--optim.microbatch {most}"]),
+            dataclasses.replace(lighter, optim=optim),
             topology,
         )
-        batch //= 2
     if topology.chips < 2**12:
         larger = topology.larger()
         more = dataclasses.replace(lighter.mesh, data=topology.slices, fsdp=-1)
@@ -222,11 +223,9 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
 
 def repeated(config: TrainConfig, step: Step) -> list[str]:
     """A line for a batch that is smaller than the axes that cut it."""
-    axes = [step.mesh["data"], step.mesh["fsdp"]] + ([step.mesh["grid"]] if config.data.kind == "clip" else [])
-    while axes and config.data.batch_size % math.prod(axes):
-        axes.pop()
-    cut = math.prod(step.mesh[axis] for axis in ("data", "fsdp", *(["grid"] if config.data.kind == "clip" else [])))
-    times = cut // math.prod(axes)
+    lead = LEAD[config.data.kind]
+    cut = math.prod(step.mesh[axis] for axis in EXAMPLE_AXES[lead])
+    times = cut * share_of_examples(config.data.batch_size, lead, step.mesh) // config.data.batch_size
     return [f"{times} devices compute the same examples each, which compute leaves out"] if times > 1 else []
 
 

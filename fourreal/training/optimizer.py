@@ -29,6 +29,8 @@ class OptimConfig:
     """largest global norm of a gradient"""
     accumulate: int = 1
     """steps whose gradients are averaged into one update"""
+    microbatch: int | None = None
+    """within a step, examples of a device whose gradients are computed at once, at most; then the next: it saves memory"""
     ema: float = 0.999
     """decay of the parameters' average, at most (1 + n) / (10 + n) after n updates"""
 
@@ -44,6 +46,8 @@ class OptimConfig:
                 f"optim.accumulate {self.accumulate}, warmup {self.warmup}, weight_decay {self.weight_decay}: "
                 "give at least 1, 0 and 0"
             )
+        if self.microbatch is not None and self.microbatch < 1:
+            raise ValueError(f"optim.microbatch is {self.microbatch}: give at least 1, or none for all at once")
 
 
 def learning_rate(config: OptimConfig, steps: int):

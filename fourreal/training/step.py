@@ -19,6 +19,8 @@ from fourreal.diffusion import flow
 from fourreal.grid import cell_sigma, to_unit
 from fourreal.models.build import Params
 from fourreal.models.cameras import Cameras
+from fourreal.parallel.activations import split_examples
+from fourreal.parallel.mesh import LEAD
 from fourreal.training.optimizer import make_optimizer, update_average
 from fourreal.training.state import State, join_params
 
@@ -54,26 +56,45 @@ def batch_loss(
     return flow.flow_loss(forward(params, x, sigma, given, **conditions), x, x0, eps, sigma, given, prediction)
 
 
+def in_parts(
+    function: Callable[[Params, Any], Any], config: TrainConfig, params: Params, examples: dict[str, Any]
+) -> Any:
+    """The mean of `function(params, part)` over the parts that `optim.microbatch` makes of a batch, one after another."""
+    parts = jax.tree.map(lambda x: split_examples(x, config.optim.microbatch, LEAD[config.data.kind]), examples)
+    count = len(parts["frames"])
+    if count == 1:
+        return function(params, examples)
+
+    def add(total: Any, part: dict[str, Any]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(params, part)), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, examples))
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x / count, total)
+
+
 def make_train_step(forward: Callable, config: TrainConfig) -> Callable[..., tuple[State, dict]]:
-    """The step as a function of (state, batch); clips also name their `context`, a static argument."""
+    """The step as a function of (state, batch, embedded text); clips also name their `context`, a static argument."""
     optimizer = make_optimizer(config.optim, config.steps)
 
-    def train_step(state: State, batch: dict[str, jax.Array], **conditions: Any) -> tuple[State, dict[str, Any]]:
-        frames, given = batch["frames"], batch["given"]
-        conditions |= batch_cameras(config, batch)
+    def train_step(
+        state: State, batch: dict[str, jax.Array], text: jax.Array | None = None, **context: str
+    ) -> tuple[State, dict[str, Any]]:
+        frames = batch["frames"]
         sigma_keys, noise_keys = (
             example_keys(config.seed, purpose, state["step"], frames.shape[0]) for purpose in (SIGMA, NOISE)
         )
         sigma = jax.vmap(lambda key: flow.sample_sigma(key, config.sigma))(sigma_keys)
         eps = jax.vmap(lambda key: jax.random.normal(key, frames.shape[1:]))(noise_keys)
 
-        def mean_loss(trained: Params) -> jax.Array:
-            params = join_params(trained, state["frozen"])
-            return jnp.mean(
-                batch_loss(forward, params, frames, given, sigma, eps, config.model.prediction, **conditions)
-            )
+        examples = {"frames": frames, "given": batch["given"], "sigma": sigma, "eps": eps}
+        examples |= batch_cameras(config, batch) | ({} if text is None else {"text": text})
+        static = {"prediction": config.model.prediction} | context
 
-        loss, gradient = jax.value_and_grad(mean_loss)(state["params"])
+        def mean_loss(trained: Params, examples: dict[str, Any]) -> jax.Array:
+            return jnp.mean(batch_loss(forward, join_params(trained, state["frozen"]), **examples, **static))
+
+        loss, gradient = in_parts(jax.value_and_grad(mean_loss), config, state["params"], examples)
         updates, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = jax.tree.map(jnp.add, state["params"], updates)
         norm = optax.global_norm(gradient)

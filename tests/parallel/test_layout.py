@@ -126,6 +126,21 @@ def test_table_knows_every_parameter_and_every_axis_it_cuts_is_there(tiny, grid)
             assert ("fsdp", "grid") in spec, name  # nothing large is whole on every device
 
 
+@pytest.mark.parametrize(("lead", "devices"), [(2, 4), (1, 8)])
+def test_microbatches_are_equal_parts_of_every_devices_own_examples(lead, devices):
+    """The largest that divide a device's six examples and have at most four; nothing is sent."""
+    with mesh(fsdp=2, grid=2):
+        over = P(("data", "fsdp") if lead == 2 else ("data", "fsdp", "grid"))
+        x = jax.device_put(np.arange(6.0 * devices), NamedSharding(jax.sharding.get_mesh(), over))
+        split = jax.jit(lambda x: activations.split_examples(x, 4, lead)).lower(x).compile()
+        parts = split(x)
+    expected = [
+        np.concatenate([np.arange(3) + 6 * device + 3 * part for device in range(devices)]) for part in range(2)
+    ]
+    np.testing.assert_array_equal(parts, expected)
+    assert all(kind not in split.as_text() for kind in ("all-gather", "all-to-all", "collective-permute"))
+
+
 def test_parameter_that_the_table_does_not_know_is_refused():
     with pytest.raises(ValueError, match=r"matches the parameter base\.new\.kernel"):
         layout.parameter_spec("base.new.kernel")

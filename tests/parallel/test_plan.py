@@ -105,7 +105,7 @@ def test_where_nothing_fits_the_line_names_what_was_tried(config, answers):
         raise aot.DoesNotFit("", None, None)
 
     answers(compiler)
-    with pytest.raises(ValueError, match=r"--mesh.fsdp.*do not fit either.*--data.batch-size 1.*--topology v5e:4x8"):
+    with pytest.raises(ValueError, match=r"--mesh.fsdp.*do not fit either.*--optim.microbatch 1.*--topology v5e:4x8"):
         plan.fitting_step(config, V5E, (64, 64), search=60)
 
 

@@ -43,10 +43,11 @@ def batch() -> dict:
     }
 
 
-def one_step(tiny: SimpleNamespace, fusion: str, mesh: MeshConfig, devices: int):
+def one_step(tiny: SimpleNamespace, fusion: str, mesh: MeshConfig, devices: int, microbatch: int | None = None):
     """(state, metrics) after a step from perturbed parameters."""
     base = tiny.config(hints=True, cameras=True)
-    config = TrainConfig("x", base, GridDiTConfig(fusion), optim=OptimConfig(lr=0.01, warmup=0, ema=0.5), steps=10)
+    optim = OptimConfig(lr=0.01, warmup=0, ema=0.5, microbatch=microbatch)
+    config = TrainConfig("x", base, GridDiTConfig(fusion), optim=optim, steps=10)
     with jax.set_mesh(make_mesh(mesh, jax.local_devices()[:devices])):
         params = tiny.params(config.model, config.grid)
         state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
@@ -62,7 +63,16 @@ def on_one_device(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize(("fusion", "mesh"), CASES, ids=lambda value: str(value).replace(" ", ""))
 def test_step_on_eight_devices_equals_the_step_on_one(tiny, on_one_device, fusion, mesh):
-    (state, metrics), (wanted, wanted_metrics) = one_step(tiny, fusion, MeshConfig(**mesh), 8), on_one_device(fusion)
+    same(one_step(tiny, fusion, MeshConfig(**mesh), 8), on_one_device(fusion))
+
+
+@pytest.mark.slow
+def test_step_in_microbatches_on_eight_devices_equals_the_step_on_one(tiny, on_one_device):
+    same(one_step(tiny, "soft", MeshConfig(data=2, fsdp=2, grid=2), 8, microbatch=1), on_one_device("soft"))
+
+
+def same(found: tuple, expected: tuple) -> None:
+    (state, metrics), (wanted, wanted_metrics) = found, expected
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5)
     moments, wanted_moments = (jax.tree_util.tree_leaves_with_path(s["opt"]) for s in (state, wanted))

@@ -98,7 +98,16 @@ def test_average_follows_its_formula_at_every_update(accumulate):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lr": 0.0}, {"clip": -1.0}, {"ema": 1.5}, {"beta2": -0.1}, {"accumulate": 0}, {"warmup": -1}]
+    "changes",
+    [
+        {"lr": 0.0},
+        {"clip": -1.0},
+        {"ema": 1.5},
+        {"beta2": -0.1},
+        {"accumulate": 0},
+        {"microbatch": 0},
+        {"warmup": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(ValueError, match="give"):

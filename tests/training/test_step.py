@@ -167,6 +167,24 @@ def test_accumulated_parts_of_a_batch_make_the_update_of_the_whole(config, state
     assert max(close) < 2e-4, max(close)
 
 
+def test_microbatches_make_the_step_of_the_whole_batch_with_less_memory(config, state, batch):
+    """The gradients, which AdamW's first moment holds, and the loss are those of the same noise."""
+    batch = {name: np.concatenate([value] * 3) for name, value in batch.items()}
+    needs, steps = [], []
+    for most in (None, 4, 1):  # all 6, parts of 3, the largest that divide 6, and of 1
+        parts = dataclasses.replace(config, optim=dataclasses.replace(config.optim, microbatch=most))
+        compiled = jitted_step(parts).lower(state(), batch).compile()
+        needs.append(compiled.memory_analysis().temp_size_in_bytes)
+        steps.append(compiled(state(), batch))
+    (wanted, wanted_metrics), *others = steps
+    for found, metrics in others:
+        assert float(metrics["loss"]) == pytest.approx(float(wanted_metrics["loss"]), rel=1e-6)
+        for leaf, other in zip(jax.tree.leaves(found["opt"]), jax.tree.leaves(wanted["opt"]), strict=True):
+            # sums in another order: 1e-5 of a tensor's largest value
+            np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    assert needs[0] > needs[1] > needs[2]
+
+
 def test_given_cells_have_no_part_in_the_loss(config, state, batch):
     """Invariant 5: their output gets no gradient, and noise does not touch their frames."""
     seen = {}
