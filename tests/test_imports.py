@@ -1,5 +1,6 @@
 """Imports are quick, light, and touch no device."""
 
+import json
 import os
 import subprocess
 import sys
@@ -69,3 +70,33 @@ def test_importing_everything_touches_no_device():
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "asked", "found"),
+    [
+        ("always [madvise] never", "", "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("[always] madvise never", "", ""),
+        (None, "", ""),
+    ],
+)
+def test_training_starts_again_with_huge_pages_where_they_are_given_to_who_asks(tmp_path, system, asked, found):
+    if system:
+        (tmp_path / "enabled").write_text(system)
+    (tmp_path / "script.py").write_text(
+        "import json, os, sys\n"
+        "from fourreal import cli\n"
+        "cli.HUGE_PAGES = 'enabled'\n"
+        "cli.take_huge_pages()\n"
+        "print(json.dumps([os.environ['GLIBC_TUNABLES'], sys.argv[1:]]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py", "--out", "a b"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": asked},
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout) == [found, ["--out", "a b"]], done.stderr
