@@ -9,7 +9,8 @@ the config (fp32, two layers, small frames) gets the same random parameters in b
 of three updates must be equal. How far they are apart in the config's own size and precision goes into the report. On a CPU all
 take turns, so that a disturbance meets all alike: each round calls each of them twice and times the second call. On a GPU, and
 with --alone, each has all the memory to itself, one after the other. All use all cores, the config's precision and their
-defaults. On a CPU ours keeps the matmuls' results for backward, as nano does; tiny's batch of 16 is meant for an accelerator.
+defaults, but for huge pages, which `train.py` asks for and PyTorch gets here, too. On a CPU ours keeps the matmuls' results for
+backward, as nano does; tiny's batch of 16 is meant for an accelerator.
 On a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory.
 """
 
@@ -32,6 +33,7 @@ import torch
 from torch_two_stream import Sampler, Trainer, TwoStream, in_torch, load_ours
 from training import kernel_calls
 
+from fourreal.cli import take_huge_pages
 from fourreal.config import TrainConfig, load_config
 from fourreal.diffusion import flow
 from fourreal.diffusion.samplers import cell_noise, noise_levels
@@ -262,6 +264,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
+    take_huge_pages()
     platform_of_ours = jax.devices()[0].platform
     if (platform_of_ours == "gpu") != (options.device == "cuda"):
         parser.error(f"--device {options.device}, but JAX runs on {platform_of_ours}: both must use the same")
