@@ -958,6 +958,7 @@ def run(script: str, command: str, folder: Path, **environment: str) -> subproce
     """`python SCRIPT OPTIONS` in a session of its own, as from a terminal."""
     paths = os.pathsep.join([str(folder / "hook"), str(ROOT)])
     quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    quick["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=0"  # a training that started itself again would lose the hook
     return subprocess.run(
         [sys.executable, ROOT / script, *command.split()[1:]],
         cwd=folder,
