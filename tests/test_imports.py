@@ -73,30 +73,37 @@ def test_importing_everything_touches_no_device():
 
 
 @pytest.mark.parametrize(
-    ("system", "asked", "found"),
+    ("verb", "system", "asked", "found"),
     [
-        ("always [madvise] never", "", "glibc.malloc.hugetlb=1"),
-        ("always [madvise] never", "glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
-        ("always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
-        ("[always] madvise never", "", ""),
-        (None, "", ""),
+        ("train", "always [madvise] never", "", "glibc.malloc.hugetlb=1"),
+        (
+            "train",
+            "always [madvise] never",
+            "glibc.malloc.arena_max=2",
+            "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1",
+        ),
+        ("train", "always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("train", "[always] madvise never", "", ""),
+        ("train", None, "", ""),
+        ("ablate", "always [madvise] never", "", "glibc.malloc.hugetlb=1"),
+        ("sample", "always [madvise] never", "", ""),
     ],
 )
-def test_training_starts_again_with_huge_pages_where_they_are_given_to_who_asks(tmp_path, system, asked, found):
+def test_training_starts_again_with_huge_pages_where_they_are_given_to_who_asks(tmp_path, verb, system, asked, found):
     if system:
         (tmp_path / "enabled").write_text(system)
     (tmp_path / "script.py").write_text(
-        "import json, os, sys\n"
+        "import json, os\n"
         "from fourreal import cli\n"
         "cli.HUGE_PAGES = 'enabled'\n"
-        "cli.take_huge_pages()\n"
-        "print(json.dumps([os.environ['GLIBC_TUNABLES'], sys.argv[1:]]))\n"
+        "cli.parse = lambda *given: print(json.dumps([os.environ['GLIBC_TUNABLES'], *given]), flush=True) or os._exit(0)\n"
+        "cli.main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "script.py", "--out", "a b"],
+        [sys.executable, "script.py", verb, "--out", "a b"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": asked},
         capture_output=True,
         text=True,
     )
-    assert json.loads(done.stdout) == [found, ["--out", "a b"]], done.stderr
+    assert json.loads(done.stdout) == [found, verb, ["--out", "a b"]], done.stderr

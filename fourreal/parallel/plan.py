@@ -168,6 +168,7 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
         lighter = dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat=policy))
         yield " ".join([*flags, f"--model.remat {policy}"]), lighter, topology
     remat = [f"--model.remat {lighter.model.remat}"] if lighter.model.remat != config.model.remat else []
+    sizes = lighter.mesh.sizes(topology.devices, topology.slices)
     share = share_of_examples(config.data.batch_size, LEAD[config.data.kind], sizes)
     most = microbatch(share, config.optim.microbatch)
     while most > 1:

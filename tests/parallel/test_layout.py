@@ -138,7 +138,7 @@ def test_microbatches_are_equal_parts_of_every_devices_own_examples(lead, device
         np.concatenate([np.arange(3) + 6 * device + 3 * part for device in range(devices)]) for part in range(2)
     ]
     np.testing.assert_array_equal(parts, expected)
-    assert all(kind not in split.as_text() for kind in ("all-gather", "all-to-all", "collective-permute"))
+    assert all(kind not in split.as_text() for kind in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
 def test_parameter_that_the_table_does_not_know_is_refused():

@@ -198,6 +198,19 @@ def test_model_with_text_is_planned_on_gpus_with_its_state_and_batch_on_them_in_
     assert "as JAX takes by default" in plan.report(config, parse_topology("h100:2"), step)
 
 
+def test_microbatches_on_gpus_need_half_of_what_layers_keep_and_read_the_weights_twice(config):
+    model = dataclasses.replace(config.model, width=32, heads=2, mlp_width=64)
+    steps = []
+    for most in (2, 1):  # of the two examples that each device has
+        optim = dataclasses.replace(config.optim, microbatch=most)
+        changed = dataclasses.replace(config, model=model, optim=optim, mesh=MeshConfig(fsdp=2))
+        steps.append(plan.plan_step(changed, parse_topology("h100:2"), (64, 64)))
+    whole, parts = steps
+    gradients = parts.trained * 4 / 2  # once more for their sum, cut over two devices, but for small ones
+    assert whole.temporaries / 2 < parts.temporaries < whole.temporaries / 2 + 2 * gradients
+    assert parts.traffic > whole.traffic
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_topology_that_libtpu_refuses_is_one_line(config):
     with pytest.raises(ValueError, match="libtpu knows no topology v5e:3x3"):
