@@ -166,14 +166,20 @@ BREAKS = [
     ),
     Break(
         "models/layers.py",
-        "rearrange([-odd, even]",
-        "rearrange([odd, -even]",
-        LAYERS + "rotation_multiplies_neighbouring_pairs_as_complex_numbers",
+        "[-second, first]",
+        "[second, -first]",
+        LAYERS + "rotation_multiplies_neighbouring_pairs_that_lie_apart_as_complex_numbers",
     ),
     Break(
         "models/layers.py",
-        "self.query_norm(self.query(x))",
-        "self.query(x)",
+        '"... (h half pair) ->',
+        '"... (h pair half) ->',
+        LAYERS + "block_is_the_formula_of_its_module[False]",
+    ),
+    Break(
+        "models/layers.py",
+        "query_norm(query(x))",
+        "query(x)",
         LAYERS + "queries_and_keys_are_normalised_over_all_heads_together",
     ),
     Break(

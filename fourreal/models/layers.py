@@ -10,6 +10,7 @@ The six vectors are a learned table per block plus a projection of the noise lev
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from fourreal.models.attention import clip_attention, cross_attention
 from fourreal.parallel.activations import BATCH, GRID, TENSOR, axis_size, locally
 
 EPSILON = 1e-6
+T = TypeVar("T")
 GATES = (2, 5)  # of the six modulation vectors: shift, scale, gate of the attention, shift, scale, gate of the MLP
 
 
@@ -92,12 +94,19 @@ def rotary_angles(
 
 
 def rotate(x: Float[Array, "*lead f s h e"], angles: Float[np.ndarray, "*f s e/2"]) -> Float[Array, "*lead f s h e"]:
-    """Turns each neighbouring pair (0, 1), (2, 3), ... of a head by its angle, in fp32."""
-    cos, sin = (np.repeat(trig(angles), 2, axis=-1)[..., None, :] for trig in (np.cos, np.sin))
+    """Turns each pair (i, i + e/2) of a head by its angle, in fp32; `pairs_apart` brings Wan's neighbours there."""
+    cos, sin = (np.tile(trig(angles), 2)[..., None, :] for trig in (np.cos, np.sin))
     x = x.astype(jnp.float32)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = rearrange([-odd, even], "pair ... half -> ... (half pair)")
-    return x * cos + turned * sin
+    first, second = jnp.split(x, 2, axis=-1)
+    return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
+
+
+def pairs_apart(module: T, heads: int) -> T:
+    """A map to queries or keys, or their norm, with a head's even outputs first, then its odd ones.
+
+    Their products stay, and `rotate` reads whole vectors instead of every other number.
+    """
+    return jax.tree.map(lambda leaf: rearrange(leaf, "... (h half pair) -> ... (h pair half)", h=heads, pair=2), module)
 
 
 class SelfAttention(nnx.Module):
@@ -110,13 +119,16 @@ class SelfAttention(nnx.Module):
         self.query_norm, self.key_norm = norm(), norm()
         self.heads = heads
 
-    def project(self, x: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries of `x`, keys and values of `source`: [..., d] to [..., h, e]."""
-        q, k, v = self.query_norm(self.query(x)), self.key_norm(self.key(source)), self.value(source)
+    def project(
+        self, x: jax.Array, source: jax.Array, arrange: Callable[[T], T] = lambda module: module
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries of `x`, keys and values of `source`: [..., d] to [..., h, e]; `arrange` changes the maps to q and k."""
+        query, query_norm, key, key_norm = map(arrange, (self.query, self.query_norm, self.key, self.key_norm))
+        q, k, v = query_norm(query(x)), key_norm(key(source)), self.value(source)
         return tuple(rearrange(part, "... (h e) -> ... h e", h=self.heads) for part in (q, k, v))
 
     def __call__(self, x: Float[Array, "*lead f s d"], angles: jax.Array, attention: Callable) -> jax.Array:
-        q, k, v = self.project(x, x)
+        q, k, v = self.project(x, x, functools.partial(pairs_apart, heads=self.heads))
         q, k = (rotate(part, angles).astype(v.dtype) for part in (q, k))
         seen = locally(attention, lead=x.ndim - 3)(q, k, v)
         return self.out(rearrange(seen, "... h e -> ... (h e)"))

@@ -81,10 +81,11 @@ class SoftSync(nnx.Module):
         shift_scale_t: Float[Array, "b v t 2 2 d"],
     ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
         y_t_by_view, y_v_by_time = swap_view_time(y_t), swap_view_time(y_v)
-        x_v = y_v + self.pull * (y_t_by_view - y_v)
-        x_t = y_t + self.pull * (y_v_by_time - y_t)
-        x_v = x_v + self.mod_linear(y_v, y_t_by_view, shift_scale_v, VIEW)
-        x_t = x_t + self.mod_linear(y_v_by_time, y_t, shift_scale_t, TIME)
+        x_v = y_v + self.mod_linear(y_v, y_t_by_view, shift_scale_v, VIEW)
+        x_t = y_t + self.mod_linear(y_v_by_time, y_t, shift_scale_t, TIME)
+        if self.pull:  # no compiler drops a product with 0: it might be with infinity
+            x_v = x_v + self.pull * (y_t_by_view - y_v)
+            x_t = x_t + self.pull * (y_v_by_time - y_t)
         return x_v, x_t
 
 
