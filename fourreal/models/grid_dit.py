@@ -140,7 +140,7 @@ class GridDiT(nnx.Module):
             return (place(x_v), place(x_t)), None
 
         parameters = (self.base.blocks, self.sync if synced else None)
-        (x_v, x_t), _ = jax.lax.scan(self.base.prepare(layer), (swap_view_time(x), place(x)), parameters)
+        x_v, x_t = self.base.run_layers(layer, (swap_view_time(x), place(x)), parameters)
         heads = []
         if self.config.readout != "time":
             heads.append(swap_view_time(self.base.head(x_v, swap_view_time(temb))))
@@ -167,7 +167,7 @@ class GridDiT(nnx.Module):
             x = add(mod_linear, x, swap_view_time(over_views(block, swap_view_time(x))), sync.VIEW)
             return place(add(mod_linear, x, over_times(block, x), sync.TIME)), None
 
-        x, _ = jax.lax.scan(self.base.prepare(layer), x, (self.base.blocks, linear))
+        x = self.base.run_layers(layer, x, (self.base.blocks, linear))
         return self.base.head(x, temb)
 
     def _fused(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
@@ -181,5 +181,5 @@ class GridDiT(nnx.Module):
             y = self.base.run_block(block, x, six, angles, text, fused_attention)
             return place(add(mod_linear, x, y, sync.VIEW, sync.TIME)), None
 
-        x, _ = jax.lax.scan(self.base.prepare(layer), x, (self.base.blocks, linear))
+        x = self.base.run_layers(layer, x, (self.base.blocks, linear))
         return self.base.head(x, temb)

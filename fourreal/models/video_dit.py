@@ -17,7 +17,7 @@ Much of a grid stands still, and at low noise x is nearly the answer: a narrow m
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,8 @@ class VideoDiTConfig:
     remat: Remat = "matmuls"
     """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone), full (a layer's input
     alone) or offload (that, in the host's memory)"""
+    unroll: bool = False
+    """write the layers out one by one, not as a loop: faster on CPUs, compiles longer, keeps more memory"""
 
     def __post_init__(self):
         for name in ("width", "depth", "heads", "mlp_width", "channels", "frequency_width"):
@@ -208,7 +210,7 @@ class VideoDiT(nnx.Module):
             (block,) = parameters
             return place(self.run_block(block, x, six, angles, text), 1), None
 
-        x, _ = jax.lax.scan(self.prepare(layer), x, (self.blocks,))
+        x = self.run_layers(layer, x, (self.blocks,))
         return self.decode(self.head(x, temb), clip, hints)
 
     def embed(self, frames: jax.Array, given: jax.Array, hints: jax.Array | None) -> Float[Array, "*lead s d"]:
@@ -279,8 +281,8 @@ class VideoDiT(nnx.Module):
         attention, cross = (functools.partial(of, kernel=self.kernel) for of in (attention, cross_attention))
         return block(x, six, angles, text, attention, cross)
 
-    def prepare(self, layer: Callable) -> Callable:
-        """`layer(x, parameters)` as the body of a scan over parameters, gathered and under the rematerialization policy."""
+    def run_layers(self, layer: Callable, x: Any, parameters: Any) -> Any:
+        """x after `x, _ = layer(x, a layer's parameters)` for all layers, gathered and under the rematerialization policy."""
         policy = REMAT_POLICIES[self.config.remat]
 
         def body(x, parameters):
@@ -288,7 +290,8 @@ class VideoDiT(nnx.Module):
                 x = jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x)
             return layer(x, gather_layer(parameters, jnp.dtype(self.config.dtype)))
 
-        return body if policy is None else jax.checkpoint(body, policy=policy)
+        body = body if policy is None else jax.checkpoint(body, policy=policy)
+        return jax.lax.scan(body, x, parameters, unroll=self.config.unroll)[0]
 
 
 class TimeEmbed(nnx.Module):

@@ -24,6 +24,7 @@ FREE = (
     "depth",
     "dtype",
     "remat",
+    "unroll",
 )  # settings of a base that may differ, or whose difference the shapes show
 
 

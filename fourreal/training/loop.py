@@ -70,6 +70,7 @@ FREE = (
     "data.threads",
     "data.prefetch",
     "model.remat",
+    "model.unroll",
     "optim.microbatch",
     "mesh",
     "attention",

@@ -111,16 +111,24 @@ def test_examples_of_a_batch_do_not_see_each_other(tiny, clip):
     np.testing.assert_array_equal(forward(params, x, sigma, given)[0], forward(params, other, sigma, given)[0])
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "full", "attention_out", "offload"])
-def test_rematerialization_changes_neither_value_nor_gradient(tiny, clip, remat):
+@pytest.mark.parametrize(
+    ("remat", "unroll"),
+    [*((policy, False) for policy in ("matmuls", "full", "attention_out", "offload")), ("matmuls", True)],
+)
+def test_neither_rematerialization_nor_unrolled_layers_change_value_or_gradient(tiny, clip, remat, unroll):
     x, sigma, given = clip
     params = tiny.params(tiny.config())
 
-    def value_and_gradient(policy):
-        forward = tiny.forward(tiny.config(remat=policy))
-        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(forward(p, x, sigma, given)))))(params)
+    def value_and_gradient(**settings):
+        forward = tiny.forward(tiny.config(**settings))
+        step = jax.jit(jax.value_and_grad(lambda p: jnp.mean(jnp.sin(forward(p, x, sigma, given))))).lower(params)
+        assert ("stablehlo.while" in step.as_text()) != settings.get("unroll", False)
+        return step.compile()(params)
 
-    (value, gradient), (expected, wanted) = value_and_gradient(remat), value_and_gradient("none")
+    (value, gradient), (expected, wanted) = (
+        value_and_gradient(remat=remat, unroll=unroll),
+        value_and_gradient(remat="none"),
+    )
     assert abs(value - expected) < 1e-6
     # gradients near 0.1; recomputed values may be fused in another order
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, wanted)
