@@ -75,7 +75,7 @@ def compiled(topology: str, slices: int = 1, **changes) -> dict:
     ("topology", "slices", "counts", "ceiling"),
     [
         ("v5e:2x4", 1, ONE_SLICE, 32 * MIB),
-        ("v6e:2x4", 1, ONE_SLICE, 42 * MIB),
+        ("v6e:2x4", 1, ONE_SLICE, 50 * MIB),
         ("v5p:2x2x2", 1, ONE_SLICE, 96 * MIB),
         ("v5e:2x2", 2, TWO_SLICES, 35 * MIB),
     ],
