@@ -137,7 +137,7 @@ class GridDiT(nnx.Module):
             block, sync_layer = parameters
             y_v, y_t = over_views(block, streams[0]), over_times(block, streams[1])
             x_v, x_t = sync_layer(y_v, y_t, shift_scale_v, shift_scale_t) if synced else (y_v, y_t)
-            return (place(x_v), place(x_t)), None
+            return place(x_v), place(x_t)
 
         parameters = (self.base.blocks, self.sync if synced else None)
         x_v, x_t = self.base.run_layers(layer, (swap_view_time(x), place(x)), parameters)
@@ -165,7 +165,7 @@ class GridDiT(nnx.Module):
         def layer(x, parameters):
             block, mod_linear = parameters
             x = add(mod_linear, x, swap_view_time(over_views(block, swap_view_time(x))), sync.VIEW)
-            return place(add(mod_linear, x, over_times(block, x), sync.TIME)), None
+            return place(add(mod_linear, x, over_times(block, x), sync.TIME))
 
         x = self.base.run_layers(layer, x, (self.base.blocks, linear))
         return self.base.head(x, temb)
@@ -179,7 +179,7 @@ class GridDiT(nnx.Module):
         def layer(x, parameters):
             block, mod_linear = parameters
             y = self.base.run_block(block, x, six, angles, text, fused_attention)
-            return place(add(mod_linear, x, y, sync.VIEW, sync.TIME)), None
+            return place(add(mod_linear, x, y, sync.VIEW, sync.TIME))
 
         x = self.base.run_layers(layer, x, (self.base.blocks, linear))
         return self.base.head(x, temb)

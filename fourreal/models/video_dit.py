@@ -206,9 +206,9 @@ class VideoDiT(nnx.Module):
         text = self.embed_text(text)
         six = self.add_context(six, context)
 
-        def layer(x: jax.Array, parameters: tuple[layers.Block]) -> tuple[jax.Array, None]:
+        def layer(x: jax.Array, parameters: tuple[layers.Block]) -> jax.Array:
             (block,) = parameters
-            return place(self.run_block(block, x, six, angles, text), 1), None
+            return place(self.run_block(block, x, six, angles, text), 1)
 
         x = self.run_layers(layer, x, (self.blocks,))
         return self.decode(self.head(x, temb), clip, hints)
@@ -282,13 +282,13 @@ class VideoDiT(nnx.Module):
         return block(x, six, angles, text, attention, cross)
 
     def run_layers(self, layer: Callable, x: Any, parameters: Any) -> Any:
-        """x after `x, _ = layer(x, a layer's parameters)` for all layers, gathered and under the rematerialization policy."""
+        """x after `x = layer(x, its parameters)` for each layer, gathered and under the rematerialization policy."""
         policy = REMAT_POLICIES[self.config.remat]
 
         def body(x, parameters):
             if self.config.remat == "offload":
                 x = jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x)
-            return layer(x, gather_layer(parameters, jnp.dtype(self.config.dtype)))
+            return layer(x, gather_layer(parameters, jnp.dtype(self.config.dtype))), None
 
         body = body if policy is None else jax.checkpoint(body, policy=policy)
         return jax.lax.scan(body, x, parameters, unroll=self.config.unroll)[0]
