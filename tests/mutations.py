@@ -210,26 +210,26 @@ BREAKS = [
     # models/sync.py
     Break(
         "models/sync.py",
-        "self.pull * (y_t_by_view - y_v)",
-        "self.pull * (y_v - y_t_by_view)",
+        "to_view + self.pull * y_t",
+        "to_view - self.pull * y_t",
         SYNC + "sync_layer_is_its_formula_at_every_token[soft-consensus]",
     ),
     Break(
         "models/sync.py",
-        "y_t, shift_scale_t, TIME)",
-        "y_t, shift_scale_t, VIEW)",
+        "own_v, to_time = self",
+        "to_time, own_v = self",
         SYNC + "sync_layer_is_its_formula_at_every_token[soft-zero]",
     ),
     Break(
         "models/sync.py",
-        "y * (1 + scale[",
-        "y * (scale[",
+        "y * (1 + scale)",
+        "y * scale",
         SYNC + "sync_layer_is_its_formula_at_every_token[hard-half]",
     ),
     Break(
         "models/sync.py",
-        "self.weights[VIEW] * y_v_by_time",
-        "self.weights[TIME] * y_v_by_time",
+        "self.weights[VIEW] * y_v",
+        "self.weights[TIME] * y_v",
         SYNC + "fresh_sync_layer_is_its_fixed_mix_even_around_bf16_matmuls[hard-time]",
     ),
     Break(
@@ -271,8 +271,8 @@ BREAKS = [
     ),
     Break(
         "models/grid_dit.py",
-        "sum(mod_linear(x, y, shift_scale, output)",
-        "sum(mod_linear(y, x, shift_scale, output)",
+        "((sync.VIEW, x), (sync.TIME, y))",
+        "((sync.VIEW, y), (sync.TIME, x))",
         GRID_DIT + "matched_control_adds_a_linear_map_of_a_blocks_input_and_output[fused]",
     ),
     Break(

@@ -13,6 +13,7 @@ control: see `sync.py`. The readout takes the head of the view stream, of the ti
 """
 
 import dataclasses
+import itertools
 from typing import Literal, get_args
 
 import jax
@@ -153,10 +154,12 @@ class GridDiT(nnx.Module):
         if not self.config.matched:
             return None, lambda mod_linear, x, y, *outputs: y
         shift_scale = self.sigma_projection(temb)
-        return (
-            self.sync,
-            lambda mod_linear, x, y, *outputs: y + sum(mod_linear(x, y, shift_scale, output) for output in outputs),
-        )
+
+        def add(mod_linear, x, y, *outputs):
+            terms = [mod_linear(stream, z, shift_scale, outputs) for stream, z in ((sync.VIEW, x), (sync.TIME, y))]
+            return sum(itertools.chain(*terms, (mod_linear.bias[output] for output in outputs)), start=y)
+
+        return self.sync, add
 
     def _sequential(self, x, temb, six, size, text) -> Float[Array, "b v t s k"]:
         over_views, over_times = self._clip_blocks(six, *x.shape[1:3], size, text)

@@ -1,7 +1,8 @@
 """Synchronization layers: where the view stream and the time stream exchange information (4Real-Video, section 3).
 
 The time stream is `[b v t s d]`, the view stream `[b t v s d]`; a transpose between them is all that is exchanged, on a
-mesh an all-to-all. With y the outputs of a block and z = [y_v, y_t]:
+mesh an all-to-all each way. What moves is not a stream but what it adds to the other: backward then has nothing to move
+again, and it is in the matmuls' precision. With y the outputs of a block and z = [y_v, y_t]:
 
     ModLinear(z; sigma) = ((1 + scale) z + shift) W + bias,    (shift, scale) = table + Linear(SiLU(temb(sigma)))
     soft   x_v = y_v + a (y_t - y_v) + dv      x_t = y_t + a (y_v - y_t) + dt      (dv, dt) = ModLinear(z; sigma)
@@ -14,6 +15,8 @@ fp32: a residual stream that goes through a bf16 matmul every layer drifts.
 One stream has nothing to synchronize. Its control with as many parameters as soft's sync (`matched`) adds the same
 ModLinear to a block's output y, with z = [x, y], x the block's input.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,18 +55,15 @@ class ModLinear(nnx.Module):
 
     def __call__(
         self,
-        y_v: Float[Array, "*cells s d"],
-        y_t: Float[Array, "*cells s d"],
+        stream: int,
+        y: Float[Array, "*cells s d"],
         shift_scale: Float[Array, "*cells 2 2 d"],
-        output: int,
-    ) -> Float[Array, "*cells s d"]:
-        shift, scale = rearrange(shift_scale + self.modulation[...], "... kind stream d -> kind stream ... 1 d")
-        total = self.bias[output]
-        for stream, y in ((VIEW, y_v), (TIME, y_t)):
-            z = y * (1 + scale[stream]) + shift[stream]
-            kernel = self.kernel[stream, :, output].astype(self.dtype)
-            total = total + layers.dot(z.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
-        return total
+        outputs: Sequence[int] = (VIEW, TIME),
+    ) -> list[Float[Array, "*cells s d"]]:
+        """What a stream adds to each of some outputs, in `dtype` and without the bias."""
+        shift, scale = rearrange(shift_scale[..., stream, :] + self.modulation[:, stream], "... kind d -> kind ... 1 d")
+        z = (y * (1 + scale) + shift).astype(self.dtype)
+        return [layers.dot(z, self.kernel[stream, :, output].astype(self.dtype)) for output in outputs]
 
 
 class SoftSync(nnx.Module):
@@ -80,12 +80,14 @@ class SoftSync(nnx.Module):
         shift_scale_v: Float[Array, "b t v 2 2 d"],
         shift_scale_t: Float[Array, "b v t 2 2 d"],
     ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
-        y_t_by_view, y_v_by_time = swap_view_time(y_t), swap_view_time(y_v)
-        x_v = y_v + self.mod_linear(y_v, y_t_by_view, shift_scale_v, VIEW)
-        x_t = y_t + self.mod_linear(y_v_by_time, y_t, shift_scale_t, TIME)
+        own_v, to_time = self.mod_linear(VIEW, y_v, shift_scale_v)
+        to_view, own_t = self.mod_linear(TIME, y_t, shift_scale_t)
         if self.pull:  # no compiler drops a product with 0: it might be with infinity
-            x_v = x_v + self.pull * (y_t_by_view - y_v)
-            x_t = x_t + self.pull * (y_v_by_time - y_t)
+            to_view, to_time = to_view + self.pull * y_t, to_time + self.pull * y_v
+            y_v, y_t = (1 - self.pull) * y_v, (1 - self.pull) * y_t
+        bias = self.mod_linear.bias
+        x_v = y_v + own_v + swap_view_time(to_view) + bias[VIEW]
+        x_t = y_t + own_t + swap_view_time(to_time) + bias[TIME]
         return x_v, x_t
 
 
@@ -103,9 +105,10 @@ class HardSync(nnx.Module):
         shift_scale_v: Float[Array, "b t v 2 2 d"],
         shift_scale_t: Float[Array, "b v t 2 2 d"],
     ) -> tuple[Float[Array, "b t v s d"], Float[Array, "b v t s d"]]:
-        y_v_by_time = swap_view_time(y_v)
-        x = self.weights[VIEW] * y_v_by_time + self.weights[TIME] * y_t
-        x = x + self.mod_linear(y_v_by_time, y_t, shift_scale_t, 0)
+        (of_view,) = self.mod_linear(VIEW, y_v, shift_scale_v, [0])
+        (of_time,) = self.mod_linear(TIME, y_t, shift_scale_t, [0])
+        x = swap_view_time(self.weights[VIEW] * y_v + of_view)
+        x = x + self.weights[TIME] * y_t + of_time + self.mod_linear.bias[0]
         return swap_view_time(x), x
 
 
