@@ -45,7 +45,8 @@ MIB = 2**20
 # What a step of one slice moves. Kernels of a layer: query, key, value, out, two of the MLP, the sync's.
 KERNELS = 7
 ONE_SLICE = {
-    # four a layer, see test_collectives.py; the view stream's start and, as large here, its readout's patches; both also backward
+    # four a layer, see test_collectives.py; the view stream's start and, as large here, its readout's patches, each forward and
+    # backward
     ("all-to-all", "tokens"): 4 * DEPTH + 2 * 2,
     # its vectors of the noise level: of blocks, sync and head; each forward and backward
     ("all-to-all", "others"): 2 * 3,
