@@ -45,9 +45,10 @@ MIB = 2**20
 # What a step of one slice moves. Kernels of a layer: query, key, value, out, two of the MLP, the sync's.
 KERNELS = 7
 ONE_SLICE = {
-    # four a layer, see test_collectives.py; the view stream's start and, as large here, its readout's patches, each forward and
-    # backward
-    ("all-to-all", "tokens"): 4 * DEPTH + 2 * 2,
+    # four a layer, see test_collectives.py; patches of the view stream's readout are as large here, forward and backward
+    ("all-to-all", "tokens"): 4 * DEPTH + 2,
+    # the view stream's start, in fp32, forward and backward
+    ("all-to-all", "larger"): 2,
     # its vectors of the noise level: of blocks, sync and head; each forward and backward
     ("all-to-all", "others"): 2 * 3,
     # every kernel of a layer forward and, since none is kept, backward; of six outside layers three so, two without a gradient
@@ -88,13 +89,14 @@ def test_step_moves_tokens_by_four_all_to_alls_a_layer_and_weights_and_gradients
     assert answer["kernel"] == "attention: splash"
     found = collections.Counter()
     for each in answer["collectives"]:
-        what = "between slices" if each["between_slices"] else "tokens" if each["payload"] >= TOKENS else "others"
+        size = ("others", "tokens", "larger")[(each["payload"] >= TOKENS) + (each["payload"] > TOKENS)]
+        what = "between slices" if each["between_slices"] else size
         found[each["kind"], what] += each["count"]
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         assert found == counts
     else:  # a newer compiler joins others otherwise; tokens must move as often
         assert found.keys() == counts.keys()
-        assert all(found[key] == count for key, count in counts.items() if "tokens" in key)
+        assert all(found[key] == count for key, count in counts.items() if key[1] in ("tokens", "larger"))
     assert answer["memory"]["total"] < ceiling  # a tenth above what it was
 
 
