@@ -70,11 +70,14 @@ def test_kernel_is_a_dense_softmax_in_values_and_gradients(kernel, queries, keys
     check(kernel, inputs(queries, keys, size=16), atol=5e-6)  # values and gradients up to 3, sums of 300
 
 
-def test_chunks_that_the_batch_does_not_fill_are_a_dense_softmax():
+@pytest.mark.parametrize(("batch", "loops"), [(5, False), (2 * kernels.WRITTEN_OUT + 1, True)])
+def test_chunks_that_the_batch_does_not_fill_are_a_dense_softmax(batch, loops):
     two = Kernel("chunked", cache=2 * 4 * HEADS * 30 * 20)
-    check(two, inputs(30, 20, size=16, batch=5), atol=5e-6)
-    program = str(jax.make_jaxpr(lambda q, k, v, do: kernels.forward(q, k, v, two))(*inputs(30, 20, 16, batch=5)))
-    assert f"f32[2,{HEADS},30,20]" in program and f"f32[5,{HEADS},30,20]" not in program
+    arrays = inputs(30, 20, size=16, batch=batch)
+    check(two, arrays, atol=5e-6)
+    program = str(jax.make_jaxpr(lambda q, k, v, do: kernels.forward(q, k, v, two))(*arrays))
+    assert f"f32[2,{HEADS},30,20]" in program and f"f32[{batch},{HEADS},30,20]" not in program
+    assert ("scan[" in program) == loops
 
 
 def test_few_logits_are_xlas_own_and_differentiate_in_every_mode():
