@@ -271,8 +271,8 @@ BREAKS = [
     ),
     Break(
         "models/grid_dit.py",
-        "((sync.VIEW, x), (sync.TIME, y))",
-        "((sync.VIEW, y), (sync.TIME, x))",
+        "mod_linear(sync.VIEW, x,",
+        "mod_linear(sync.VIEW, y,",
         GRID_DIT + "matched_control_adds_a_linear_map_of_a_blocks_input_and_output[fused]",
     ),
     Break(

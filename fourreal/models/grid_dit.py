@@ -13,7 +13,6 @@ control: see `sync.py`. The readout takes the head of the view stream, of the ti
 """
 
 import dataclasses
-import itertools
 from typing import Literal, get_args
 
 import jax
@@ -156,8 +155,8 @@ class GridDiT(nnx.Module):
         shift_scale = self.sigma_projection(temb)
 
         def add(mod_linear, x, y, *outputs):
-            terms = [mod_linear(stream, z, shift_scale, outputs) for stream, z in ((sync.VIEW, x), (sync.TIME, y))]
-            return sum(itertools.chain(*terms, (mod_linear.bias[output] for output in outputs)), start=y)
+            terms = mod_linear(sync.VIEW, x, shift_scale, outputs) + mod_linear(sync.TIME, y, shift_scale, outputs)
+            return sum(terms, start=y + sum(mod_linear.bias[output] for output in outputs))
 
         return self.sync, add
 

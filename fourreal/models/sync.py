@@ -1,8 +1,8 @@
 """Synchronization layers: where the view stream and the time stream exchange information (4Real-Video, section 3).
 
 The time stream is `[b v t s d]`, the view stream `[b t v s d]`; a transpose between them is all that is exchanged, on a
-mesh an all-to-all each way. What moves is not a stream but what it adds to the other: backward then has nothing to move
-again, and it is in the matmuls' precision. With y the outputs of a block and z = [y_v, y_t]:
+mesh an all-to-all each way. What moves is not a stream but what it adds to the other: remat then has nothing to move again,
+and with a = 0 it is in the matmuls' precision. With y the outputs of a block and z = [y_v, y_t]:
 
     ModLinear(z; sigma) = ((1 + scale) z + shift) W + bias,    (shift, scale) = table + Linear(SiLU(temb(sigma)))
     soft   x_v = y_v + a (y_t - y_v) + dv      x_t = y_t + a (y_v - y_t) + dt      (dv, dt) = ModLinear(z; sigma)
