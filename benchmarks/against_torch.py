@@ -9,8 +9,8 @@ the config (fp32, two layers, small frames) gets the same random parameters in b
 of three updates must be equal. How far they are apart in the config's own size and precision goes into the report. On a CPU all
 take turns, so that a disturbance meets all alike: each round calls each of them twice and times the second call. On a GPU, and
 with --alone, each has all the memory to itself, one after the other. All use all cores, the config's precision and their
-defaults, but for huge pages, which `train.py` asks for and PyTorch gets here, too. On a CPU ours keeps the matmuls' results for
-backward, as nano does; tiny's batch of 16 is meant for an accelerator.
+defaults, but for huge pages, which `train.py` asks for and PyTorch gets here, too. On a CPU ours keeps what backward needs and
+writes its layers out, as nano and PyTorch do; tiny's own settings, for a batch of 16, are meant for an accelerator.
 On a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory.
 """
 
@@ -203,7 +203,7 @@ def compare(config: TrainConfig, options: argparse.Namespace) -> dict:
     """The times of one config's training step and sampling step."""
     batch = options.batch or config.data.batch_size
     if options.device == "cpu":
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="matmuls"))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", unroll=True))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
     prove_equal(config, options.size)
     make_room()

@@ -12,7 +12,9 @@ MASKS = MaskMix(view_and_time=0.8)
 
 CONFIG = TrainConfig(
     name="nano",
-    model=VideoDiTConfig(width=256, depth=4, heads=4, mlp_width=1024, patch=(1, 8, 8), hints=True, unroll=True),
+    model=VideoDiTConfig(
+        width=256, depth=4, heads=4, mlp_width=1024, patch=(1, 8, 8), hints=True, remat="none", unroll=True
+    ),
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=4, times=4, batch_size=4, masks=MASKS),
     sigma=SigmaConfig(mean=-0.3, std=1.0, shift=3.0),  # logit(sigma) ~ N(0.8, 1); sampling takes larger sigmas, too

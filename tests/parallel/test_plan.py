@@ -199,7 +199,7 @@ def test_model_with_text_is_planned_on_gpus_with_its_state_and_batch_on_them_in_
 
 
 def test_microbatches_on_gpus_need_half_of_what_layers_keep_and_read_the_weights_twice(config):
-    model = dataclasses.replace(config.model, width=32, heads=2, mlp_width=64)
+    model = dataclasses.replace(config.model, width=32, heads=2, mlp_width=64, remat="matmuls")
     steps = []
     for most in (2, 1):  # of the two examples that each device has
         optim = dataclasses.replace(config.optim, microbatch=most)
