@@ -117,8 +117,8 @@ BREAKS = [
     # models/kernels.py
     Break(
         "models/kernels.py",
-        "q * q.shape[-1] ** -0.5, k",
-        "q * q.shape[-1] ** -1.0, k",
+        'hqk", q * q.shape[-1] ** -0.5, k',
+        'hqk", q * q.shape[-1] ** -1.0, k',
         ATTENTION + "attend_is_a_dense_softmax",
     ),
     Break(
@@ -142,8 +142,8 @@ BREAKS = [
     # models/layers.py
     Break(
         "models/kernels.py",
-        '(_matmul("hke,hqe->hkq", v, do) - product)',
-        '_matmul("hke,hqe->hkq", v, do)',
+        '(_matmul("...ke,...qe->...kq", v, do) - product)',
+        '_matmul("...ke,...qe->...kq", v, do)',
         KERNELS + "kernel_is_a_dense_softmax_in_values_and_gradients[chunked]",
     ),
     Break(

@@ -138,12 +138,14 @@ def test_text_shared_by_all_clips_is_a_dense_softmax_on_a_flash_kernel_in_values
         np.testing.assert_allclose(found, want, atol=3e-6)
 
 
-# 40: the own cell holds all of the weight, and e^la + e^lb - e^lc is a difference of equals; -40: it holds none.
+# 40: the own cell holds all of the weight, and e^la + e^lb - e^lc is a difference of equals; -40: it holds none. Logits then
+# reach 70, where half a unit in the last place is 4e-6 of a weight: the dense softmax in fp32 errs by 3e-6 itself, and where a
+# processor rounds a product by its shape, the three log-sum-exps are apart (6.7e-6 on one with AVX2).
 # A flash backward takes the softmax from its log-sum-exp, near 40 here: half a unit in its last place is 2e-6 of the weights.
 @KERNELS
 @pytest.mark.parametrize("own_cell", [0.0, 4.0, 40.0, -40.0])
 def test_fused_merge_is_one_masked_softmax_in_values_and_gradients(own_cell, kernel):
-    check_fused(kernel, fused_inputs(own_cell), atol=3e-6, gradient_atol=5e-6)
+    check_fused(kernel, fused_inputs(own_cell), atol=2e-6 if abs(own_cell) < 40 else 8e-6, gradient_atol=5e-6)
 
 
 @KERNELS
