@@ -4,28 +4,31 @@ python benchmarks/against_torch.py configs/nano.py --out benchmarks/results/cpu_
 python benchmarks/against_torch.py configs/tiny.py --batch 2
 python benchmarks/against_torch.py configs/large.py --device cuda --size 384 --batch 1 --out benchmarks/results/gpu.json
 
-Needs `torch` beside the project (`pip install -e '.[train]' torch`) and, for `torch.compile`, a C++ compiler. First a cut of
-the config (fp32, two layers, small frames) gets the same random parameters in both, and sampled grids, gradients and the losses
-of three updates must be equal. How far they are apart in the config's own size and precision goes into the report. On a CPU all
-take turns, so that a disturbance meets all alike: each round calls each of them twice and times the second call. On a GPU, and
-with --alone, each has all the memory to itself, one after the other. All use all cores, the config's precision and their
-defaults, but for huge pages, which `train.py` asks for and PyTorch gets here, too. On a CPU ours keeps what backward needs and
-writes its layers out, as nano and PyTorch do; tiny's own settings, for a batch of 16, are meant for an accelerator.
-On a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that PyTorch finds memory.
+Needs `torch` beside the project (`pip install -e ".[train]" torch`) and, for `torch.compile`, a C++ compiler. Each contender
+has a process of its own, as users run them. First a cut of the config (fp32, two layers, small frames) gets the same random
+parameters in all, and sampled grids, gradients and the losses of three updates must be equal. How far they are apart in the
+config's own size and precision goes into the report. Then all take turns, so that a disturbance meets all alike: each round
+calls each of them twice and times the second call. On a GPU, and with --alone, each has all the memory to itself, one after the
+other. All use all cores, the config's precision and their defaults, but for huge pages, which `train.py` asks for and PyTorch
+gets here, too. On a CPU ours keeps what backward needs and writes its layers out, as nano and PyTorch do; tiny's own settings,
+for a batch of 16, are meant for an accelerator.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
-import gc
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +50,7 @@ from fourreal.training.step import NOISE, SIGMA, batch_loss, example_keys, make_
 
 SAMPLING_STEPS = 8
 UPDATES = 3  # whose losses are compared
+contender: "Ours | Torch"  # of this process
 TIMED = {"training step": ("train", 1), "sampling step": ("sample", SAMPLING_STEPS)}  # what: (a call, steps in it)
 # How far a sampled pixel (of 255), a gradient (of its parameter's largest) and a loss may be apart in fp32.
 TOLERANCES = {"pixels": 1, "gradients": 1e-4, "losses": 1e-4}
@@ -93,7 +97,8 @@ class Ours:
         self.state = fresh_state(jax.tree.map(np.copy, task.params), config)
         step = make_train_step(self.forward, config)
         self._step = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
-        self.about = {"kernel": str(kernel), "kernel_calls": kernel_calls(self._step)}
+        calls = kernel_calls(self._step)
+        self.about = {"device": jax.devices()[0].device_kind, "kernel": str(kernel), "kernel_calls": calls}
         spec = ModelSpec(config.model, config.grid, *task.frames.shape[1:4], config.sigma.shift)
         self._pipeline = GridPipeline(spec, task.params, attention=config.attention)
 
@@ -174,77 +179,79 @@ def differences(found: Answers, wanted: Answers) -> dict[str, dict[str, float]]:
     return {kind: {"max": float(np.max(values)), "mean": float(np.mean(values))} for kind, values in apart.items()}
 
 
-def prove_equal(config: TrainConfig, size: int) -> None:
+def begin(name: str, config: TrainConfig, size: int, device: str, exact: bool = False) -> None:
+    """Makes this process the contender's; `exact`: matmuls of fp32 in fp32 on a GPU, too."""
+    global contender
+    jax.config.update("jax_platforms", "cuda" if device == "cuda" and name == "ours" else "cpu")
+    jax.config.update("jax_default_matmul_precision", "highest" if exact else None)
+    torch.set_default_device(device)
+    contender = CONTENDERS[name](make_task(config, size))
+
+
+def answer() -> tuple[Answers, dict]:
+    """This process's contender's answers and what it tells about itself."""
+    return contender.answers(), contender.about
+
+
+def second_call(method: str) -> float:
+    """Seconds of a second call; the first takes the caches back that the others were given."""
+    run = getattr(contender, method)
+    run()
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def process(*of: Any) -> ProcessPoolExecutor:
+    """A process of its own for a contender: the arguments of `begin`."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=begin, initargs=of)
+
+
+def prove_equal(config: TrainConfig, size: int, device: str) -> None:
     """Raises AssertionError where the contenders' answers differ on a cut of the config: fp32, two layers, 4 x 4 patches."""
     model = dataclasses.replace(config.model, dtype="float32", depth=min(config.model.depth, 2))
     config = dataclasses.replace(config, model=model, attention=AttentionConfig())
-    with jax.default_matmul_precision("highest"):  # not TF32
-        task = make_task(config, min(size, 4 * model.patch[1]))
-        answers = {name: make(task).answers() for name, make in CONTENDERS.items()}
+    answers = {}
+    for name in CONTENDERS:
+        with process(name, config, min(size, 4 * model.patch[1]), device, True) as own:
+            answers[name], _ = own.submit(answer).result()
     for name in THEIRS:
         for kind, apart in differences(answers[name], answers["ours"]).items():
             most = TOLERANCES[kind]
             assert apart["max"] <= most, f"{name}: {kind} are up to {apart['max']:.1e} apart in fp32, at most {most}"
 
 
-def take_turns(contenders: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender's second call in each round; the first takes the memory back that the others were given."""
-    seconds = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            run()
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
 def compare(config: TrainConfig, options: argparse.Namespace) -> dict:
     """The times of one config's training step and sampling step."""
-    batch = options.batch or config.data.batch_size
-    if options.device == "cpu":
+    batch, size, device = options.batch or config.data.batch_size, options.size, options.device
+    if device == "cpu":
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", unroll=True))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
-    prove_equal(config, options.size)
-    make_room()
-    task = make_task(config, options.size)
-    report = {"config": config.name, "batch": batch, "size": options.size}
-    report |= {"differences": {}, **{what: {} for what in TIMED}}
-    alone = options.alone or options.device == "cuda"
-    answers = {}
-    for names in [[name] for name in reversed(CONTENDERS)] if alone else [list(CONTENDERS)]:  # JAX keeps its memory
-        answers |= measure(names, task, options.rounds, report)
-        make_room()
+    prove_equal(config, size, device)
+    report = {"config": config.name, "batch": batch, "size": size, "differences": {}}
+    answers, seconds = {}, {what: {name: [] for name in CONTENDERS} for what in TIMED}
+    alone = options.alone or device == "cuda"
+    for names in [[name] for name in CONTENDERS] if alone else [list(CONTENDERS)]:
+        with contextlib.ExitStack() as stack:
+            processes = {name: stack.enter_context(process(name, config, size, device)) for name in names}
+            for name, own in processes.items():
+                answers[name], about = own.submit(answer).result()
+                report |= about
+            for (what, (method, _)), _ in itertools.product(TIMED.items(), range(options.rounds)):
+                for name, own in processes.items():
+                    seconds[what][name].append(own.submit(second_call, method).result())
     for name in THEIRS:
         report["differences"][name] = differences(answers[name], answers["ours"])
-    for what in TIMED:
+    for what, (_, steps) in TIMED.items():
+        report[what] = {
+            name: {"median_s": round(statistics.median(times) / steps, 4), "min_s": round(min(times) / steps, 4)}
+            for name, times in seconds[what].items()
+        }
         for kind in ("median_s", "min_s"):
             fastest = min(report[what][name][kind] for name in THEIRS)
             report[what]["ours"][f"speedup_{kind[:-2]}"] = round(fastest / report[what]["ours"][kind], 2)
     print(json.dumps(report), flush=True)
     return report
-
-
-def measure(names: list[str], task: Task, rounds: int, report: dict) -> dict[str, Answers]:
-    """The answers of contenders that are in memory together; their times go into the report."""
-    contenders = {name: CONTENDERS[name](task) for name in names}
-    answers = {name: contender.answers() for name, contender in contenders.items()}
-    for what, (method, share) in TIMED.items():
-        seconds = take_turns({name: getattr(contender, method) for name, contender in contenders.items()}, rounds)
-        for name, times in seconds.items():
-            median, least = statistics.median(times) / share, min(times) / share
-            report[what][name] = {"median_s": round(median, 4), "min_s": round(least, 4)}
-            print(task.config.name, what, name, json.dumps(report[what][name]), flush=True)
-    for contender in contenders.values():
-        report |= contender.about
-    return answers
-
-
-def make_room() -> None:
-    """Frees what contenders that are gone have left in PyTorch."""
-    torch.compiler.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def processor() -> str:
@@ -265,14 +272,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     take_huge_pages()
-    platform_of_ours = jax.devices()[0].platform
-    if (platform_of_ours == "gpu") != (options.device == "cuda"):
-        parser.error(f"--device {options.device}, but JAX runs on {platform_of_ours}: both must use the same")
-    torch.set_default_device(options.device)
     report = {
         "command": " ".join(["python", *sys.argv]),
         "processor": processor(),
-        "device": jax.devices()[0].device_kind,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "jax": jax.__version__,
