@@ -145,7 +145,8 @@ def test_text_shared_by_all_clips_is_a_dense_softmax_on_a_flash_kernel_in_values
 @KERNELS
 @pytest.mark.parametrize("own_cell", [0.0, 4.0, 40.0, -40.0])
 def test_fused_merge_is_one_masked_softmax_in_values_and_gradients(own_cell, kernel):
-    check_fused(kernel, fused_inputs(own_cell), atol=2e-6 if abs(own_cell) < 40 else 8e-6, gradient_atol=5e-6)
+    atol = 8e-6 if own_cell == 40 and kernel == XLA else 3e-6
+    check_fused(kernel, fused_inputs(own_cell), atol=atol, gradient_atol=5e-6)
 
 
 @KERNELS
