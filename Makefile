@@ -1,20 +1,28 @@
 # make sample, make test: all set-up is inside; both work offline once .venv is complete.
+# make test-slow: the tests that take longest. make mutants: breaks the code line by line, to see a test fail for each.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: sample test setup lint clean
+.PHONY: sample test test-slow mutants setup lint clean
 
 sample: .venv/runtime
 	.venv/bin/python sample.py --checkpoint nano --out out/sample --overwrite
 
 test: .venv/dev lint
-	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal
+	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+test-slow: .venv/dev
+	.venv/bin/python -m pytest --numprocesses 2 --dist worksteal -m slow
+
+mutants: .venv/dev
+	.venv/bin/python tests/mutations.py
 
 setup: .venv/dev
 
 lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache --no-logo
 	.venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR tpu_scripts/*.sh .ci/run
 
 .venv/created:
@@ -31,6 +39,8 @@ lint: .venv/dev
 
 .venv/dev: .venv/created pyproject.toml constraints.txt
 	$(PIP) -e '.[train,render,eval,dev]'
+	@# The compiler for TPUs, where only `fourreal plan` looks: JAX would ask it for TPUs in every script, with a page of errors.
+	[ "$$(uname -sm)" != "Linux x86_64" ] || $(PIP) --no-deps --upgrade --target .venv/tpu-compiler libtpu
 	@touch $@ .venv/runtime
 
 clean:

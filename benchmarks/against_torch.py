@@ -2,7 +2,7 @@
 
 python benchmarks/against_torch.py configs/nano.py --out benchmarks/results/cpu_against_torch.json
 python benchmarks/against_torch.py configs/tiny.py --batch 2
-python benchmarks/against_torch.py configs/large.py --device cuda --size 384 --batch 1 --out benchmarks/results/gpu.json
+python benchmarks/against_torch.py configs/large.py --device cuda --size 384 384 --batch 1 --out benchmarks/results/gpu.json
 
 Needs `torch` beside the project (`pip install -e ".[train]" torch`) and, for `torch.compile`, a C++ compiler. Each contender
 has a process of its own, as users run them. First a cut of the config (fp32, two layers, small frames) gets the same random
@@ -36,15 +36,18 @@ import torch
 from torch_two_stream import Sampler, Trainer, TwoStream, in_torch, load_ours
 from training import kernel_calls
 
-from fourreal.cli import take_huge_pages
-from fourreal.config import TrainConfig, load_config
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.checkpoints.weights import flat_names
 from fourreal.diffusion import flow
-from fourreal.diffusion.samplers import cell_noise, noise_levels
-from fourreal.models.build import Params, fresh_params, make_forward, split_model
-from fourreal.models.checkpoints import ModelSpec
-from fourreal.models.kernels import AttentionConfig, resolve_kernel
-from fourreal.models.weights import flat_names
+from fourreal.diffusion.denoiser import make_denoiser
+from fourreal.diffusion.noise import cell_noise
+from fourreal.diffusion.samplers import noise_levels
+from fourreal.grid import to_unit
+from fourreal.host.huge_pages import take_huge_pages
+from fourreal.models.build import Params, fresh_params
+from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.sampling.pipeline import GridPipeline
+from fourreal.training.config import TrainConfig, load_config
 from fourreal.training.state import fresh_state
 from fourreal.training.step import NOISE, SIGMA, batch_loss, example_keys, make_train_step
 
@@ -91,15 +94,15 @@ class Ours:
     def __init__(self, task: Task):
         config = task.config
         kernel = resolve_kernel(config.attention, jax.devices()[0].platform, config.model.head_size, config.model.dtype)
-        graph, _ = split_model(config.model, config.grid, kernel)
-        self.task, self.forward = task, make_forward(graph)
-        self.batch = {"frames": task.frames, "given": task.given}
+        self.task, self.denoiser = task, make_denoiser(config.model, config.grid, kernel)
+        self.batch = {"frames": task.frames, "given": task.given, "conditions": {}}
         self.state = fresh_state(jax.tree.map(np.copy, task.params), config)
-        step = make_train_step(self.forward, config)
+        step = make_train_step(self.denoiser, config)
         self._step = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
         calls = kernel_calls(self._step)
         self.about = {"device": jax.devices()[0].device_kind, "kernel": str(kernel), "kernel_calls": calls}
-        spec = ModelSpec(config.model, config.grid, *task.frames.shape[1:4], config.sigma.shift)
+        views, times, *size, _ = task.frames.shape[1:]
+        spec = ModelSpec(config.model, config.grid, views, times, tuple(size), config.sigma.shift)
         self._pipeline = GridPipeline(spec, task.params, attention=config.attention)
 
     def train(self) -> float:
@@ -113,8 +116,7 @@ class Ours:
         sigma, eps = self.task.draws(0)
 
         def loss(params: Params) -> jax.Array:
-            arguments = (*self.batch.values(), sigma, eps, self.task.config.model.prediction)
-            return batch_loss(self.forward, params, *arguments).mean()
+            return batch_loss(self.denoiser, params, to_unit(self.task.frames), self.batch, sigma, eps).mean()
 
         gradients = flat_names(jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(self.task.params)))
         return Answers(self.sample(), in_torch(gradients), [self.train() for _ in range(UPDATES)])
@@ -126,8 +128,8 @@ class Torch:
     def __init__(self, task: Task, compiled: bool):
         self.task, self.about = task, {}
         self.batch = torch.tensor(task.frames), torch.tensor(task.given)
-        self.levels = torch.tensor(noise_levels(SAMPLING_STEPS, task.config.sigma.shift))
-        model = TwoStream(task.config, task.frames.shape[3])
+        self.levels = torch.tensor(noise_levels(SAMPLING_STEPS, task.config.sigma.shift, flow.SIGMA_FLOOR))
+        model = TwoStream(task.config, task.frames.shape[3:5])
         load_ours(model, flat_names(task.params))
         self.trainer, self.sampler = Trainer(model, compiled), Sampler(model, compiled)
 
@@ -156,12 +158,12 @@ CONTENDERS = {
 THEIRS = [name for name in CONTENDERS if name != "ours"]
 
 
-def make_task(config: TrainConfig, size: int) -> Task:
+def make_task(config: TrainConfig, size: tuple[int, int]) -> Task:
     """Noise for frames and on all parameters: none is zero, so that every path carries a signal."""
     shape = (config.data.batch_size, config.data.views, config.data.times)
     rng, given = np.random.default_rng(0), np.zeros(shape, bool)
     given[:, 0], given[:, :, 0] = True, True
-    frames = rng.integers(0, 256, (*shape, size, size, 3), np.uint8)
+    frames = rng.integers(0, 256, (*shape, *size, 3), np.uint8)
     params = fresh_params(config.model, config.grid, 0)
     params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), params)
     return Task(config, params, frames, given)
@@ -179,7 +181,7 @@ def differences(found: Answers, wanted: Answers) -> dict[str, dict[str, float]]:
     return {kind: {"max": float(np.max(values)), "mean": float(np.mean(values))} for kind, values in apart.items()}
 
 
-def begin(name: str, config: TrainConfig, size: int, device: str, exact: bool = False) -> None:
+def begin(name: str, config: TrainConfig, size: tuple[int, int], device: str, exact: bool = False) -> None:
     """Makes this process the contender's; `exact`: matmuls of fp32 in fp32 on a GPU, too."""
     global contender
     jax.config.update("jax_platforms", "cuda" if device == "cuda" and name == "ours" else "cpu")
@@ -207,13 +209,13 @@ def process(*of: Any) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=begin, initargs=of)
 
 
-def prove_equal(config: TrainConfig, size: int, device: str) -> None:
+def prove_equal(config: TrainConfig, size: tuple[int, int], device: str) -> None:
     """Raises AssertionError where the contenders' answers differ on a cut of the config: fp32, two layers, 4 x 4 patches."""
     model = dataclasses.replace(config.model, dtype="float32", depth=min(config.model.depth, 2))
     config = dataclasses.replace(config, model=model, attention=AttentionConfig())
-    answers = {}
+    answers, small = {}, tuple(min(side, 4 * model.patch[1]) for side in size)
     for name in CONTENDERS:
-        with process(name, config, min(size, 4 * model.patch[1]), device, True) as own:
+        with process(name, config, small, device, True) as own:
             answers[name], _ = own.submit(answer).result()
     for name in THEIRS:
         for kind, apart in differences(answers[name], answers["ours"]).items():
@@ -223,7 +225,7 @@ def prove_equal(config: TrainConfig, size: int, device: str) -> None:
 
 def compare(config: TrainConfig, options: argparse.Namespace) -> dict:
     """The times of one config's training step and sampling step."""
-    batch, size, device = options.batch or config.data.batch_size, options.size, options.device
+    batch, size, device = options.batch or config.data.batch_size, tuple(options.size), options.device
     if device == "cpu":
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none", unroll=True))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
@@ -265,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configs", nargs="+")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--size", type=int, default=64, help="pixels of a frame's side")
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), help="height and width of a frame in pixels")
     parser.add_argument("--batch", type=int, help="grids a step; none: the config's")
     parser.add_argument("--alone", action="store_true", help="one after the other, as always on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import jax
 
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Hints
+from fourreal.data.batches import PipelineConfig
+from fourreal.data.source import Source
 from fourreal.models import VideoDiTConfig
+from fourreal.training.config import TrainConfig
 from fourreal.training.loop import run
 
 
@@ -38,8 +40,8 @@ def main() -> None:
 
     config = TrainConfig(
         name="memory",
-        model=VideoDiTConfig(width=32, depth=2, heads=2, mlp_width=64, patch=(1, 8, 8), hints=True),
-        data=PipelineConfig(source=options.source, views=2, times=3, batch_size=2),
+        model=VideoDiTConfig(width=32, depth=2, heads=2, mlp_width=64, patch=(1, 8, 8), conditions=(Hints(),)),
+        data=PipelineConfig(source=Source.from_text(options.source), views=2, times=3, batch_size=2),
         steps=options.steps,
         eval_every=options.every,
         eval_grids=4,
@@ -51,9 +53,11 @@ def main() -> None:
         stopped = threading.Event()
         watcher = threading.Thread(target=watch, args=(Path(temporary) / "run" / "metrics.jsonl", stopped, found))
         watcher.start()
-        run(config, Path(temporary) / "run")
-        stopped.set()
-        watcher.join()
+        try:
+            run(config, Path(temporary) / "run")
+        finally:
+            stopped.set()
+            watcher.join()
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}\n\n| steps | resident MiB | of it own |\n|---|---|---|"
     )

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import fourreal
-from fourreal.models import Cameras
-from fourreal.sampling.contact import animated_picture
-from fourreal.sampling.export import GridResult, panels
+from fourreal.media.sheet import animated_picture
 from fourreal.sampling.inputs import read_grid
+from fourreal.sampling.results import GridResult, panels
+from fourreal.scene import Cameras
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 260, 50, 40
 SHOWN = {  # name in metrics.jsonl -> (colour, label)
@@ -31,8 +31,8 @@ def main() -> None:
 
     pipe = fourreal.load_pipeline(options.checkpoint)
     spec = pipe.config
-    inputs = read_grid(options.grid, (spec.views, spec.times, spec.size, spec.size))
-    cameras = Cameras(inputs.K, inputs.c2w) if spec.model.cameras else None
+    inputs = read_grid(options.grid, (spec.views, spec.times, *spec.size))
+    cameras = Cameras(inputs.K, inputs.c2w) if pipe.cameras_taken else None
     sampled = pipe(inputs.frames, inputs.given, cameras=cameras)
     result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, inputs.K, inputs.c2w)
     animated_picture(options.out / "nano.webp", panels(result), inputs.given)

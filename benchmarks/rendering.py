@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fourreal.data.grid_stream import flaw, moving_share
-from fourreal.data.render import bundled_assets, render_scene
-from fourreal.data.scenes import sample_scene
+from fourreal.data.render.candidates import flaw, moving_share
+from fourreal.data.render.renderer import bundled_assets, render_scene
+from fourreal.data.render.scenes import sample_scene
 
 
 def measure(size: int, grids: int, views: int = 8, times: int = 8) -> dict:

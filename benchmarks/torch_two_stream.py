@@ -19,8 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fourreal.config import TrainConfig
-from fourreal.models.layers import rotary_angles
+from fourreal.nn.rotary import rotary_angles
+from fourreal.training.config import TrainConfig
 
 EPSILON, SIGMA_FLOOR = 1e-6, 0.05
 DYNAMIC, FREEZE_TIME = 0, 1  # rows of the context table
@@ -82,9 +82,9 @@ class SoftSync(nn.Module):
 
 
 class TwoStream(nn.Module):
-    """`TwoStream(config, size)(grid, sigma, given)`: the raw output for a noised grid [b, v, t, size, size, 3]."""
+    """`TwoStream(config, size)(grid, sigma, given)`: the raw output for a noised grid [b, v, t, *size, 3]."""
 
-    def __init__(self, config: TrainConfig, size: int):
+    def __init__(self, config: TrainConfig, size: tuple[int, int]):
         super().__init__()
         model, width = config.model, config.model.width
         self.config, self.patch = config, model.patch[1]
@@ -98,7 +98,8 @@ class TwoStream(nn.Module):
         self.head_modulation = nn.Parameter(torch.empty(2, width))
         self.head = nn.Linear(width, 6 * area)  # pixels and copy gates
         for stream, frames in (("v", config.data.views), ("t", config.data.times)):
-            angles = rotary_angles(np.arange(frames), size // self.patch, size // self.patch, width // model.heads)
+            patches = (side // self.patch for side in size)
+            angles = rotary_angles(np.arange(frames), *patches, width // model.heads)
             angles = torch.tensor(angles).repeat(1, 1, model.heads)
             self.register_buffer(f"cos_{stream}", angles.cos())
             self.register_buffer(f"sin_{stream}", angles.sin())
@@ -183,7 +184,7 @@ def in_torch(ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
     parts = {
         "patch_embed": linear("base.patch_embed"),
-        "hint_embed": linear("base.hint_embed"),
+        "hint_embed": linear("base.conditions.hints.embed"),
         "time_in": linear("base.time_embed.in_"),
         "time_out": linear("base.time_embed.out"),
         "time_projection": linear("base.time_projection"),
@@ -191,8 +192,8 @@ def in_torch(ours: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "head": head,
     }
     tensors = {
-        "context": ours["base.context"],
-        "given": ours["base.given"],
+        "context": ours["base.context.table"],
+        "given": ours["base.given.vector"],
         "head_modulation": ours["base.head.modulation"],
     }
     block, sync = "base.blocks", "sync.mod_linear"

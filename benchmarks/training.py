@@ -1,7 +1,7 @@
 """Time of a training step and of a sampled grid, with FLOPs, memory and what costs most, for one config here, as JSON.
 
 python benchmarks/training.py configs/nano.py --repeats 5
-python benchmarks/training.py configs/large.py --size 384 --batch 1 --attention cudnn
+python benchmarks/training.py configs/large.py --size 384 384 --batch 1 --attention cudnn
 
 FLOPs are the model's matmuls, without what rematerialization computes again, so that their share of the chip's peak is MFU.
 """
@@ -22,12 +22,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fourreal.config import load_config
-from fourreal.models.build import fresh_params, make_forward, split_model
-from fourreal.models.checkpoints import ModelSpec
-from fourreal.models.kernels import resolve_kernel
-from fourreal.parallel.chips import CHIPS
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.diffusion.denoiser import make_denoiser
+from fourreal.grid import Known
+from fourreal.models.build import fresh_params
+from fourreal.nn.kernels import resolve_kernel
+from fourreal.planning.chips import CHIPS
 from fourreal.sampling.pipeline import GridPipeline
+from fourreal.training.config import load_config
 from fourreal.training.cost import compiled_bytes, matmul_flops
 from fourreal.training.state import fresh_state
 from fourreal.training.step import make_train_step
@@ -92,7 +94,7 @@ def kernel_calls(compiled: jax.stages.Compiled) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), help="height and width of a frame")
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, help="grids a step; none: the config's")
@@ -107,23 +109,23 @@ def main() -> None:
     if options.attention:
         config = dataclasses.replace(config, attention=dataclasses.replace(config.attention, kernel=options.attention))
     batch_size = options.batch or config.data.batch_size
-    spec = ModelSpec(config.model, config.grid, config.data.views, config.data.times, options.size)
-    shape = (config.data.views, config.data.times, options.size, options.size, 3)
+    spec = ModelSpec(config.model, config.grid, config.data.views, config.data.times, tuple(options.size))
+    shape = (config.data.views, config.data.times, *options.size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     given = np.zeros(shape[:2], bool)
     given[0], given[:, 0] = True, True
     batch = {
         "frames": np.broadcast_to(frames, (batch_size, *shape)),
         "given": np.broadcast_to(given, (batch_size, *given.shape)),
+        "conditions": {},
     }
     params = fresh_params(spec.model, spec.grid, 0)
     device = jax.devices()[0]
     kernel = resolve_kernel(config.attention, device.platform, config.model.head_size, config.model.dtype)
-    graph, _ = split_model(spec.model, spec.grid, kernel)
-    step = make_train_step(make_forward(graph), config)
+    step = make_train_step(make_denoiser(spec.model, spec.grid, kernel), config)
     state = fresh_state(params, config)
-    plain, _ = split_model(dataclasses.replace(spec.model, remat="none"), spec.grid)
-    flops = matmul_flops(make_train_step(make_forward(plain), config), state, batch)
+    plain = make_denoiser(dataclasses.replace(spec.model, remat="none"), spec.grid)
+    flops = matmul_flops(make_train_step(plain, config), state, batch)
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
     def train() -> None:
@@ -136,8 +138,9 @@ def main() -> None:
     state = None  # makes room
     pipe = GridPipeline(spec, fresh_params(spec.model, spec.grid, 0), attention=config.attention)
     sample_s = seconds(lambda: pipe(frames, given, steps=options.steps), options.repeats)
-    cells = jax.ShapeDtypeStruct((1, *shape), np.float32), jax.ShapeDtypeStruct((1, *given.shape), np.float32)
-    sample_flops = options.steps * matmul_flops(make_forward(plain), pipe.params, *cells, given[None])
+    x, sigma = jax.ShapeDtypeStruct((1, *shape), np.float32), jax.ShapeDtypeStruct((1,), np.float32)
+    known = Known(x, jax.ShapeDtypeStruct((1, *given.shape), bool))
+    sample_flops = options.steps * matmul_flops(plain, pipe.params, x, sigma, known, {})
     report = {
         "config": options.config,
         "device": device.device_kind,

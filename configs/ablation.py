@@ -4,17 +4,18 @@ fourreal data render --out data/render32 --size 32 --train 3000 --test 128
 fourreal ablate configs/ablation.py
 """
 
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Hints
+from fourreal.data.batches import PipelineConfig
 from fourreal.diffusion.flow import SigmaConfig
-from fourreal.evaluation.ablation import AblationConfig
+from fourreal.evaluation.ablation.arms import AblationConfig
 from fourreal.models import VideoDiTConfig
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig
 
 CONFIG = AblationConfig(
     train=TrainConfig(
         name="ablation",
-        model=VideoDiTConfig(width=96, depth=3, heads=1, mlp_width=384, patch=(1, 8, 8), hints=True),
+        model=VideoDiTConfig(width=96, depth=3, heads=1, mlp_width=384, patch=(1, 8, 8), conditions=(Hints(),)),
         data=PipelineConfig(source="data/render32", views=4, times=4, batch_size=16),
         sigma=SigmaConfig(mean=-0.3, std=1.0, shift=3.0),
         # constant, and a short average: every point of a curve is what a run of that length would leave

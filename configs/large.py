@@ -5,9 +5,10 @@
 fourreal plan configs/large.py --topology v5e:4x4 --size 384 384 --mesh.fsdp 8 --mesh.grid 2
 """
 
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Hints
+from fourreal.data.batches import PipelineConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig
 
 CONFIG = TrainConfig(
@@ -18,7 +19,7 @@ CONFIG = TrainConfig(
         heads=12,
         mlp_width=6144,
         patch=(1, 16, 16),
-        hints=True,
+        conditions=(Hints(),),
         dtype="bfloat16",
         remat="full",
     ),

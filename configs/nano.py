@@ -1,10 +1,11 @@
 """`nano`: grids of 4 views x 4 times at 64 x 64 pixels, both streams and their soft sync trained together on CPU."""
 
-from fourreal.config import TrainConfig
+from fourreal.conditions import Hints
+from fourreal.data.batches import PipelineConfig
 from fourreal.data.masks import MaskMix
-from fourreal.data.pipeline import PipelineConfig
 from fourreal.diffusion.flow import SigmaConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig
 
 # Half the examples are what `make sample` shows, a view and a time given; the default mix has 30 % of them.
@@ -13,7 +14,7 @@ MASKS = MaskMix(view_and_time=0.8)
 CONFIG = TrainConfig(
     name="nano",
     model=VideoDiTConfig(
-        width=256, depth=4, heads=4, mlp_width=1024, patch=(1, 8, 8), hints=True, remat="none", unroll=True
+        width=256, depth=4, heads=4, mlp_width=1024, patch=(1, 8, 8), conditions=(Hints(),), remat="none", unroll=True
     ),
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=4, times=4, batch_size=4, masks=MASKS),

@@ -1,14 +1,15 @@
 """`tiny`: grids of 8 views x 8 times at 64 x 64 pixels; samples in about a minute on two cores, trains on an accelerator."""
 
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Hints
+from fourreal.data.batches import PipelineConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig
 
 CONFIG = TrainConfig(
     name="tiny",
     model=VideoDiTConfig(
-        width=256, depth=8, heads=4, mlp_width=1024, patch=(1, 8, 8), hints=True, remat="attention_out"
+        width=256, depth=8, heads=4, mlp_width=1024, patch=(1, 8, 8), conditions=(Hints(),), remat="attention_out"
     ),
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=8, times=8, batch_size=16),

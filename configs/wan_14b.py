@@ -6,8 +6,8 @@ fourreal plan configs/wan_14b.py --topology v5p:8x8x4 --size 36 64
 import dataclasses
 from pathlib import Path
 
-from fourreal.config import load_config
 from fourreal.parallel.mesh import MeshConfig
+from fourreal.training.config import load_config
 
 WAN_1B = load_config(Path(__file__).with_name("wan_1b.py"))
 

@@ -6,10 +6,11 @@ texts yet, so this config is for `fourreal plan`, which takes a text of 512 toke
 fourreal plan configs/wan_1b.py --topology v5e:4x4 --size 36 64
 """
 
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Text
+from fourreal.data.batches import PipelineConfig
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.parallel.mesh import MeshConfig
+from fourreal.training.config import TrainConfig
 
 CONFIG = TrainConfig(
     name="wan_1b",
@@ -20,7 +21,7 @@ CONFIG = TrainConfig(
         mlp_width=8960,
         patch=(1, 2, 2),
         channels=16,
-        text_width=4096,
+        conditions=(Text(width=4096),),
         prediction="u",
         dtype="bfloat16",
         remat="full",
@@ -28,5 +29,5 @@ CONFIG = TrainConfig(
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=8, times=8, batch_size=8),
     mesh=MeshConfig(fsdp=8, grid=2),
-    trains="sync",
+    trains="sync_and_conditions",
 )

@@ -4,7 +4,7 @@ Importing `fourreal` touches no device and no file.
 """
 
 __version__ = "0.1.0"
-__all__ = ["load_pipeline"]
+__all__ = ["Denoiser", "load_pipeline"]
 
 
 def __getattr__(name: str):
@@ -12,4 +12,8 @@ def __getattr__(name: str):
         from fourreal.sampling.pipeline import load_pipeline
 
         return load_pipeline
+    if name == "Denoiser":
+        from fourreal.diffusion.denoiser import Denoiser
+
+        return Denoiser
     raise AttributeError(f"module 'fourreal' has no attribute {name!r}")

@@ -1,47 +1,70 @@
-"""The command line `fourreal VERB`: finds the verb, parses its options, turns bad input into one line and exit code 2.
+"""The command line `fourreal VERB`: finds the verb, parses its options, turns a user's mistake into one line.
 
 Each verb is a frozen dataclass of options with a method `run`, owned by the module that does the work, and imported only
-when it is called, so that `fourreal --help` stays fast. FOURREAL_TRACEBACK=1 shows where an error came from.
+when it is called, so that `fourreal --help` stays fast. The exit codes are those of `errors.py`. Errors that are no user's
+mistake show their traceback; with FOURREAL_TRACEBACK=1 all do.
 """
 
 import _thread
 import contextlib
 import difflib
-import errno
 import functools
 import glob
 import importlib
 import importlib.util
-import io
 import os
+import select
+import signal
 import sys
 import threading
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
-LOST = 3  # exit code of what starting all processes of a training again may mend
+from fourreal.errors import EXPECTED, NO_SPACE, exit_code
+from fourreal.host.huge_pages import take_huge_pages
+from fourreal.options import read_options, take_extensions
 
 # verb -> (module, dataclass, one line of help)
 VERBS = {
     "train": ("fourreal.training.command", "Train", "train a model from a config file: fourreal train configs/nano.py"),
     "sample": ("fourreal.sampling.command", "Sample", "sample a grid from videos and pictures"),
     "evaluate": ("fourreal.evaluation.command", "Evaluate", "score checkpoints and baselines on grids, with a report"),
-    "ablate": ("fourreal.evaluation.ablation", "Ablate", "compare fusions: fourreal ablate configs/ablation.py"),
-    "plan": ("fourreal.parallel.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
-    "data build": ("fourreal.data.pack", "BuildPack", "build the pack of animated assets from game data"),
-    "data render": ("fourreal.data.render_command", "Render", "render 4D grids and write them as ArrayRecord"),
+    "ablate": (
+        "fourreal.evaluation.ablation.command",
+        "Ablate",
+        "compare fusions: fourreal ablate configs/ablation.py",
+    ),
+    "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
+    "data build": ("fourreal.data.render.pack", "BuildPack", "build the pack of animated assets from game data"),
+    "data render": ("fourreal.data.render.command", "Render", "render 4D grids and write them as ArrayRecord"),
 }
 
 USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the options of one)\n\nverbs:\n" + "\n".join(
     f"  {verb:<12} {line}" for verb, (_, _, line) in VERBS.items()
 )
+USAGE += (
+    "\n\n--extensions MODULE ... goes with every verb: conditions, fusions, samplers, codecs and sources of your own"
+)
 
 
 def main(argv: list[str] | None = None, verb: str | None = None) -> None:
-    """Runs one verb (`train.py` and `sample.py` fix theirs) and exits: 0 done, 1 broken loss, 2 bad input or a failed
-    read or write (a full disk, say), 3 what starting a training again may mend, 130 interrupted."""
+    """Runs one verb (`train.py` and `sample.py` fix theirs); exits by an error with a code of `errors.py`.
+
+    Where stdout is a pipe that nobody reads any more, as in `fourreal --help | head -1`, it ends in silence, as by SIGPIPE.
+    """
+    try:
+        try:
+            _main(argv, verb)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not any(map(is_unread, (sys.stdout, sys.stderr))):
+            raise
+        for stream in filter(is_unread, (sys.stdout, sys.stderr)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for Python's own flush at the end
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _main(argv: list[str] | None, verb: str | None) -> None:
     pass_over_libtpu()
     script, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     if script:
@@ -80,34 +103,19 @@ def main(argv: list[str] | None = None, verb: str | None = None) -> None:
             sys.stdout.flush()
             os._exit(130)
         sys.exit(130)
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except EXPECTED as error:
+        if isinstance(error, BrokenPipeError) and any(map(is_unread, (sys.stdout, sys.stderr))):
+            raise
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if os.environ.get("FOURREAL_TRACEBACK") or (missing or "").startswith("fourreal"):
             raise
         message = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
+        if isinstance(error, OSError) and error.strerror and error.errno in NO_SPACE:
             message = f"{error.strerror}: free some space, or name another folder to write to"
         if missing:
             extras = ".[train,render,eval]"
             message = f"the package '{missing}' is not installed: make setup, or pip install -e '{extras}', brings it"
         fail(f"fourreal {verb}", message, exit_code(error))
-
-
-def exit_code(error: BaseException) -> int:
-    """What a process ends with by an error."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, TimeoutError) or stops_training(error):
-        return LOST
-    return 2 if isinstance(error, (ValueError, OSError, ModuleNotFoundError)) else 1
-
-
-def stops_training(error: BaseException) -> bool:
-    """Whether it is a failed write with which a training stopped, as its line says; a full disk needs somebody to mend it."""
-    text = str(error) if isinstance(error, OSError) else ""
-    return "--resume goes on" in text and not any(os.strerror(number) in text for number in NO_SPACE)
 
 
 def pass_over_libtpu() -> None:
@@ -123,44 +131,19 @@ def pass_over_libtpu() -> None:
             sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
-def take_huge_pages() -> None:
-    """Where Linux gives huge pages to programs that ask, starts this one again with glibc asking for large allocations.
-
-    XLA allocates the temporaries of a step anew each time; in small pages that takes up to a tenth of a step on CPUs. glibc
-    reads the setting at the start only. What the user has set stays.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or not os.path.exists(HUGE_PAGES):
-        return
-    with open(HUGE_PAGES) as file:
-        left_to_programs = "[madvise]" in file.read()
-    if left_to_programs:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def parse(verb: str, argv: list[str]):
     """The verb's options from the command line; a verb with a syntax of its own has a `parse`."""
     module, name, _ = VERBS[verb]
     options = getattr(importlib.import_module(module), name)
     parse_options = getattr(options, "parse", None) or functools.partial(read_options, options)
-    return parse_options(argv, f"fourreal {verb}")
+    return parse_options(take_extensions(argv), f"fourreal {verb}")
 
 
-def read_options(options: type[T], argv: list[str], prog: str, **settings: Any) -> T:
-    """The dataclass `options` from the command line; ValueError says in one line what tyro draws as a box of several."""
-    import tyro
-
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(options, args=argv, prog=prog, **settings)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    rows = [row.strip("│|").strip() for row in box.getvalue().splitlines()[1:-1]]
-    sections = " ".join(row if set(row) - set("─-") else ";" for row in rows)
-    raise ValueError(sections.replace(" ;", ";"))
+def is_unread(stream: Any) -> bool:
+    """Whether the stream is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def interrupt_again(unraisable: Any) -> None:

@@ -1,19 +1,50 @@
-"""Axis moves between grids, clips and tokens, and the hint pictures of a partly given grid.
+"""Grids: which of their cells are known, where their cells stand, and axis moves between frames and tokens.
 
 A grid is `x[b, v, t, h, w, c]` (view, time), a cell is one frame `(v, t)`. A fixed-view video is `x[:, v0]`, a freeze-time
 video is `x[:, :, t0]`; both are clips `[b, f, h, w, c]`. `given[b, v, t]` is True where a cell's clean frame is an input.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from fourreal.parallel.activations import swap_view_time
 
-CONTEXTS = ("dynamic", "freeze_time", "image")  # kinds of clips: fixed view, freeze time, a single frame
-HINT_PICTURES = 2  # the nearest given frame of the same view, and of the same time
+class Known(NamedTuple):
+    """What is known of a grid, in the space of the model (pixels in [-1, 1], or latents)."""
+
+    frames: Float[Array, "b v t h w c"]
+    """clean frames; only the given ones are read"""
+    mask: Bool[Array, "b v t"]
+    """given cells"""
+    exists: Bool[Array, "b v t"] | None = None
+    """cells that were recorded; a missing one is noise at sigma 1 and has no loss; None: all"""
+    valid: Bool[Array, "b v t h w"] | None = None
+    """pixels that hold what they should; an invalid one is noise and has no loss; None: all"""
+
+
+def shown(known: Known) -> Known:
+    """What conditions may be made from: the valid pixels of the given frames alone, zeros elsewhere."""
+    seen = known.mask[..., None, None, None]
+    if known.valid is not None:
+        seen = seen & known.valid[..., None]
+    return known._replace(frames=jnp.where(seen, known.frames, 0))
+
+
+class Cells(NamedTuple):
+    """Where the cells of a grid stand in the whole grid that it is a window of; host arrays, since shapes depend on them."""
+
+    views: Float[np.ndarray, "v"]
+    times: Float[np.ndarray, "t"]
+    """may be fractional"""
+
+
+def all_cells(views: int, times: int) -> Cells:
+    """The cells of a whole grid."""
+    return Cells(np.arange(views), np.arange(times))
 
 
 def patchify(x: Float[Array, "*lead h w c"], patch: int) -> Float[Array, "*lead s k"]:
@@ -26,43 +57,11 @@ def unpatchify(tokens: Float[Array, "*lead s k"], patch: int, height: int) -> Fl
     return rearrange(tokens, "... (h w) (p q c) -> ... (h p) (w q) c", p=patch, q=patch, h=height // patch)
 
 
-def nearest_given(given: Bool[Array, "*lead f"]) -> tuple[Int[Array, "*lead f"], Bool[Array, "*lead 1"]]:
-    """For each frame of a clip, the index of the nearest given one (the earlier of two), and whether there is any."""
-    frames = given.shape[-1]
-    distance = jnp.abs(jnp.arange(frames)[:, None] - jnp.arange(frames))
-    distance = jnp.where(given[..., None, :], distance, frames)
-    return jnp.argmin(distance, axis=-1), jnp.any(given, axis=-1, keepdims=True)
-
-
-def clip_hints(clip: Float[Array, "*lead f h w c"], given: Bool[Array, "*lead f"]) -> Float[Array, "*lead f h w c+1"]:
-    """The nearest given frame of the clip for each of its frames; last channel 1, all zeros where there is none."""
-    index, exists = nearest_given(given)
-    picture = jnp.take_along_axis(clip, index[..., None, None, None], axis=-4)
-    flag = jnp.ones_like(picture[..., :1])
-    return jnp.where(exists[..., None, None, None], jnp.concatenate([picture, flag], axis=-1), 0)
-
-
-def grid_hints(grid: Float[Array, "b v t h w c"], given: Bool[Array, "b v t"]) -> Float[Array, "b v t 2 h w c+1"]:
-    """For each cell, the nearest given frames of its own view (0) and of its own time (1); last channel 1.
-
-    A view (or time) without a given frame borrows the pictures of the nearest one that has any; the last channel is then 0.
-    """
-    own_time = swap_view_time(_with_borrowed(swap_view_time(grid), swap_view_time(given)))
-    return jnp.stack([_with_borrowed(grid, given), own_time], axis=3)
-
-
-def _with_borrowed(clips: Float[Array, "b n f h w c"], given: Bool[Array, "b n f"]) -> Float[Array, "b n f h w c+1"]:
-    """`clip_hints` of every clip; one without a given frame has the pictures of the nearest that has one, not the flag."""
-    hints = clip_hints(clips, given)
-    lender, _ = nearest_given(jnp.any(given, axis=-1))
-    pictures = jnp.take_along_axis(hints[..., :-1], lender[..., None, None, None, None], axis=1)
-    return jnp.concatenate([pictures, hints[..., -1:]], axis=-1)
-
-
 def cell_sigma(
     sigma: Float[Array, "b"] | Float[Array, "b *cells"], given: Bool[Array, "b *cells"]
 ) -> Float[Array, "b *cells"]:
     """The noise level of every cell: `sigma` (one an example or one a cell), and 0 where the clean frame is given."""
+    sigma = jnp.asarray(sigma)
     if sigma.ndim == 1:
         sigma = jnp.expand_dims(sigma, tuple(range(1, given.ndim)))
     return jnp.where(given, 0.0, sigma.astype(jnp.float32))

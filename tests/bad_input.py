@@ -13,19 +13,20 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from fourreal.data.glb import KeyFrames, MorphPrimitive, write_glb
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.checkpoints.weights import save_weights
+from fourreal.conditions import Cameras
+from fourreal.data.render.glb import KeyFrames, MorphPrimitive, write_glb
+from fourreal.media.videos import write_video
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import split_model
-from fourreal.models.checkpoints import ModelSpec
-from fourreal.models.weights import save_weights
-from fourreal.sampling.media import write_video
 from fourreal.serialize import to_json
 
 VIEWS, TIMES, SIZE = 2, 3, 8
 MODEL = {"width": 12, "depth": 1, "heads": 2, "mlp_width": 16, "patch": (1, 4, 4), "frequency_width": 8}
 CONFIG = f"""
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.training.config import TrainConfig
+from fourreal.data.batches import PipelineConfig
 from fourreal.models import VideoDiTConfig
 
 CONFIG = TrainConfig(
@@ -40,8 +41,8 @@ CONFIG = TrainConfig(
 ABLATION = """
 import dataclasses
 
-from fourreal.config import load_config
-from fourreal.evaluation.ablation import AblationConfig
+from fourreal.training.config import load_config
+from fourreal.evaluation.ablation.arms import AblationConfig
 from fourreal.training.optimizer import OptimConfig
 
 CONFIG = AblationConfig(dataclasses.replace(load_config("config.py"), optim=OptimConfig(final_lr=1.0)))
@@ -68,9 +69,9 @@ def make_sandbox(folder: Path) -> None:
 def make_checkpoints(folder: Path) -> None:
     """A grid model, one that takes cameras, and a base alone."""
     rng = np.random.default_rng(0)
-    for name, grid in (("model", GridDiTConfig()), ("told", GridDiTConfig()), ("base", None)):
-        model = VideoDiTConfig(**MODEL, cameras=name == "told")
-        spec = ModelSpec(model, grid, VIEWS, TIMES, SIZE)
+    for name, grid in (("model", GridDiTConfig()), ("told", GridDiTConfig()), ("base", GridDiTConfig("base"))):
+        model = VideoDiTConfig(**MODEL, conditions=(Cameras(),) if name == "told" else ())
+        spec = ModelSpec(model, grid, VIEWS, TIMES, (SIZE, SIZE))
         shapes = split_model(model, grid)[1]
         params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape), shapes)
         save_weights(folder / name, params, to_json(spec), dtype="float32")
@@ -91,23 +92,18 @@ def camera_file(frames: int = VIEWS, top: dict | None = None, **frame) -> str:
 
 def write_dataset(folder: Path, rng: np.random.Generator, size: int = SIZE) -> None:
     """Four grids of noise to train on and two to validate."""
-    from fourreal.data.builders.grids import write_grids
+    from fourreal.data.write import Split, write_scenes
+    from fourreal.scene import Cameras, Scene
 
     cell = (VIEWS, TIMES, size, size)
+    row = cameras(VIEWS)
 
-    def examples(count: int):
-        for index in range(count):
-            yield {
-                "frames": rng.integers(0, 256, (*cell, 3), dtype=np.uint8),
-                "depth": np.ones(cell, np.float16),
-                "subject": np.ones(cell, np.uint8),
-                **cameras(VIEWS),
-                "index": np.int64(index),
-                "scene": "{}",
-            }
+    def make(index: int) -> Scene:
+        more = {"depth": np.ones(cell, np.float16), "subject": np.ones(cell, np.uint8)}
+        frames = rng.integers(0, 256, (*cell, 3), dtype=np.uint8)
+        return Scene(frames, index, cameras=Cameras(row["K"], row["c2w"]), more=more)
 
-    splits = {"train": examples(4), "validation": examples(2)}
-    write_grids(folder, splits, (VIEWS, TIMES, size), {})
+    write_scenes(folder, {"train": Split(make, 4), "validation": Split(make, 2)})
 
 
 def write_unit(path: Path) -> None:

@@ -16,11 +16,12 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
+from flax import nnx, traverse_util
 
 from fourreal.cli import pass_over_libtpu
+from fourreal.conditions import Cameras, Hints, Text
 from fourreal.models import GridDiTConfig, VideoDiTConfig
-from fourreal.models.build import fresh_params, make_forward, split_model
+from fourreal.models.build import fresh_params, split_model
 
 pass_over_libtpu()
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -32,20 +33,26 @@ TINY_MODELS = (
     "training",
     "evaluation",
     "parallel",
+    "fusions",
+    "conditions",
 )  # folders of tests that compile much and compute little
 SYNC_PARTS = ("sync", "sigma_projection")
 
 
-def config(**changes) -> VideoDiTConfig:
-    """Two layers, two heads of 12 numbers, patches of 2 x 2 pixels."""
+def config(
+    hints: bool = False, cameras: bool = False, text_width: int | None = None, conditions: tuple = (), **changes
+) -> VideoDiTConfig:
+    """Two layers, two heads of 12 numbers, patches of 2 x 2 pixels; the built-in conditions by name, others after them."""
     sizes = {"width": 24, "depth": 2, "heads": 2, "mlp_width": 32, "patch": (1, 2, 2), "frequency_width": 16}
-    return VideoDiTConfig(**sizes | changes)
+    listed = [Hints()] * hints + [Cameras()] * cameras + ([] if text_width is None else [Text(width=text_width)])
+    return VideoDiTConfig(**sizes | changes, conditions=(*listed, *conditions))
 
 
 @functools.cache
 def initial(base: VideoDiTConfig, grid: GridDiTConfig | None) -> dict:
     """The product's own initial parameters, flat by path."""
-    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(fresh_params(base, grid, 0)).items()}
+    fresh = fresh_params(base, grid or GridDiTConfig("base"), 0)
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(fresh).items()}
 
 
 @functools.cache
@@ -56,7 +63,7 @@ def params(base: VideoDiTConfig, grid: GridDiTConfig | None = None, seed: int = 
     """
     # One initialisation serves all fusions: only the sync parameters' shapes differ.
     flat = dict(initial(base, None))
-    if grid is not None and (grid.fusion in ("soft", "hard") or grid.matched):
+    if grid is not None and grid.fusion not in ("none", "base"):
         flat |= {k: v for k, v in initial(base, grid).items() if k[0] in SYNC_PARTS}
     for path, value in flat.items():
         if not (fresh_sync and path[0] in SYNC_PARTS):
@@ -67,8 +74,16 @@ def params(base: VideoDiTConfig, grid: GridDiTConfig | None = None, seed: int = 
 
 @functools.cache
 def forward(base: VideoDiTConfig, grid: GridDiTConfig | None = None):
-    """The jitted `forward(params, x, sigma, given, hints=..., text=..., context=...)` of a model."""
-    return jax.jit(make_forward(split_model(base, grid)[0]), static_argnames="context")
+    """The jitted `forward(params, x, sigma, given, context=..., hints=...)` of a grid model, or of a base on clips."""
+    graph, _ = split_model(base, grid or GridDiTConfig("base"))
+
+    def run(params, x, sigma, given=None, context="dynamic", **conditions):
+        model = nnx.merge(graph, nnx.State(params))
+        if grid is None:
+            return model.base(x, sigma, given, conditions | {"context": context})
+        return model(x, sigma, given, conditions)
+
+    return jax.jit(run, static_argnames="context")
 
 
 def random_grid(views: int, times: int, size: int = 4, batch: int = 2, seed: int = 0) -> dict[str, np.ndarray]:

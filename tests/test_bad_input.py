@@ -65,13 +65,20 @@ ROWS = [
     Row("option without its value", f"{SAMPLE} --steps", ("Missing value.*--steps", "Expected 1", HELP)),
     Row("value of another type", f"{SAMPLE} --steps 1.5", ("--steps", "INT", HELP)),
     Row("value that is no choice", f"{SAMPLE} --crop centre", ("'centre'", "'center', 'pad'", HELP)),
-    Row("choice of a setting", f"{TRAIN} --grid.fusion sotf", ("'sotf'", "'soft', 'hard'", HELP)),
+    Row("choice of a setting", f"{TRAIN} --grid.fusion sotf", ("'sotf'", "did you mean 'soft'", HELP)),
     Row("required option left out", "data build", ("Missing.*--source PATH", "unpacked", HELP)),
     Row("positional argument", f"{SAMPLE} video.mp4", ("Unrecognized.*video.mp4", HELP)),
     Row("too many steps", f"{SAMPLE} --steps 1000000000", ("--steps 1000000000", "give 1 to 1000")),
     Row("no steps", f"{SAMPLE} --steps 0", ("--steps 0", "give 1 to 1000")),
     Row("negative seed", f"{SAMPLE} --seed -1", ("--seed -1", r"give 0 to 2\^32 - 1")),
     Row("guidance that is not finite", f"{SAMPLE} --guidance-scale nan", ("--guidance-scale nan", "give 0 or more")),
+    Row("size that the patch does not divide evenly", f"{SAMPLE} --size 9 8", ("size 9 x 8", "give multiples of 4")),
+    Row("size in one number", f"{SAMPLE} --size 8", ("--size", "HEIGHT WIDTH|2", HELP)),
+    Row("no views to sample", f"{SAMPLE} --num-views 0", ("views 0", "give at least 1")),
+    Row("seeds that end before they begin", f"{SAMPLE} --seeds 3:1", ("--seeds 3:1", "expected A:B with A below B")),
+    Row("10^9 seeds", f"{SAMPLE} --seeds 0:1000000000", ("--seeds 0:1000000000", "at most 1000")),
+    Row("seed and seeds", f"{SAMPLE} --seed 1 --seeds 0:2", ("--seed and --seeds", "give one")),
+    Row("sampler's name", f"{SAMPLE} --method eulr", ("no sampler 'eulr'", "did you mean 'euler'", HELP)),
     Row(
         "guidance that leaves the range of numbers",
         f"{SAMPLE.replace('steps 1', 'steps 2')} --guidance-scale 1e30",
@@ -384,7 +391,10 @@ ROWS = [
         bad.settings(SPEC, model__depth=True),
     ),
     Row(
-        "number for a bool", SAMPLE, ("model.hints is 1", "expected true or false"), bad.settings(SPEC, model__hints=1)
+        "number for a bool",
+        SAMPLE,
+        ("model.unroll is 1", "expected true or false"),
+        bad.settings(SPEC, model__unroll=1),
     ),
     Row(
         "fraction in a patch",
@@ -401,7 +411,7 @@ ROWS = [
     Row(
         "unknown fusion",
         SAMPLE,
-        ("grid.fusion is 'sotf'", "expected one of soft, hard"),
+        (f"{SPEC}: there is no fusion 'sotf'", "did you mean 'soft'"),
         bad.settings(SPEC, grid__fusion="sotf"),
     ),
     Row("no heads", SAMPLE, ("heads is 0", "give 1 to"), bad.settings(SPEC, model__heads=0)),
@@ -409,14 +419,14 @@ ROWS = [
     Row(
         "size that the patch does not divide",
         SAMPLE,
-        ("size 9", "patch of 4", "give a multiple of 4"),
-        bad.settings(SPEC, size=9),
+        ("size 8 x 9", "patch of 4", "give multiples of 4"),
+        bad.settings(SPEC, size=[8, 9]),
     ),
     Row(
         "grid of 10^18 pixels",
         f"{SAMPLE} --image photo.png",
         ("size 1000000000", "at most"),
-        bad.settings(SPEC, size=10**9),
+        bad.settings(SPEC, size=[10**9, 10**9]),
     ),
     Row("no views", SAMPLE, ("views 0", "give at least 1"), bad.settings(SPEC, views=0)),
     Row(
@@ -432,8 +442,82 @@ ROWS = [
         (f"{SPEC} is no JSON", "copy the folder again"),
         bad.content(SPEC, "[" * 10**5),
     ),
-    Row("config that is a list", SAMPLE, (r"found \[1\]", "expected an object of ModelSpec"), bad.content(SPEC, "[1]")),
+    Row(
+        "config that is a list",
+        SAMPLE,
+        (f"{SPEC} holds list", "expected an object", "copy the folder again"),
+        bad.content(SPEC, "[1]"),
+    ),
     Row("missing key of a config", SAMPLE, ("lacks the key 'model'",), bad.content(SPEC, '{"views": 2}')),
+    Row(
+        "config of a newer version",
+        SAMPLE,
+        (f"{SPEC}: it has version 99", r"reads up to \d", "upgrade fourreal"),
+        bad.settings(SPEC, version=99),
+    ),
+    Row(
+        "version in words",
+        SAMPLE,
+        ("it has version 'new'", r"reads up to \d"),
+        bad.settings(SPEC, version="new"),
+    ),
+    Row(
+        "condition of another package",
+        SAMPLE,
+        (f"{SPEC}: there is no condition 'tide'", "known: .*hints", "--extensions MODULE"),
+        bad.settings(SPEC, model__conditions=[{"kind": "tide"}]),
+    ),
+    Row(
+        "condition without a name",
+        SAMPLE,
+        ("there is no condition ''", "known: cameras"),
+        bad.settings(SPEC, model__conditions=[{}]),
+    ),
+    Row(
+        "number for a condition",
+        SAMPLE,
+        ("there is no condition '3'", "known: cameras"),
+        bad.settings(SPEC, model__conditions=[{"kind": 3}]),
+    ),
+    Row(
+        "unknown key of a condition",
+        SAMPLE,
+        (r"unknown key 'model.conditions\[0\].dorp'", "did you mean 'drop'"),
+        bad.settings(SPEC, model__conditions=[{"kind": "hints", "dorp": 1}]),
+    ),
+    Row(
+        "conditions in a word",
+        SAMPLE,
+        ("model.conditions is 'hints'", "expected a list"),
+        bad.settings(SPEC, model__conditions="hints"),
+    ),
+    Row(
+        "condition twice",
+        SAMPLE,
+        ("conditions name 'hints' twice", "give each .* once"),
+        bad.settings(SPEC, model__conditions=[{"kind": "hints"}] * 2),
+    ),
+    Row(
+        "fusion of another package",
+        SAMPLE,
+        ("there is no fusion 'woven'", "known: .*fused", "--extensions MODULE"),
+        bad.settings(SPEC, grid__fusion="woven"),
+    ),
+    Row(
+        "fusion without a name", SAMPLE, ("there is no fusion ''", "known: .*base"), bad.settings(SPEC, grid__fusion="")
+    ),
+    Row(
+        "codec of another package",
+        SAMPLE,
+        ("there is no codec 'wavelet'", "known: .*pixels", "--extensions MODULE"),
+        bad.settings(SPEC, codec={"kind": "wavelet"}),
+    ),
+    Row(
+        "codec in a word",
+        SAMPLE,
+        ("codec", "expected an object of Codec", "found 'pixels'"),
+        bad.settings(SPEC, codec="pixels"),
+    ),
     # places to write
     Row(
         "folder of others",
@@ -513,7 +597,58 @@ ROWS = [
         f"{TRAIN} --grid.fusion none --grid.sync-init zero",
         ("sync_init 'zero' with fusion 'none'", "expected none"),
     ),
-    Row("text for a model", f"{TRAIN} --model.text-width 8", ("model.text_width is 8", "hold no text", "leave it out")),
+    Row(
+        "text for a model",
+        f"{TRAIN} --model.conditions text:width=8",
+        ("takes text", "hold none", "take a source with text"),
+    ),
+    Row(
+        "condition's name",
+        f"{TRAIN} --model.conditions camera",
+        ("no condition 'camera'", "did you mean 'cameras'", HELP),
+    ),
+    Row(
+        "condition's setting",
+        f"{TRAIN} --model.conditions cameras:dorp=0.3",
+        ("unknown key 'dorp'", "did you mean 'drop'", HELP),
+    ),
+    Row(
+        "condition's setting without a value",
+        f"{TRAIN} --model.conditions cameras:drop",
+        ("'cameras:drop'", "expected NAME or NAME:field=value", HELP),
+    ),
+    Row(
+        "condition dropped twice as often as always",
+        f"{TRAIN} --model.conditions cameras:drop=2",
+        ("drop is 2", "from 0 to 1", HELP),
+    ),
+    Row("codec's name", f"{TRAIN} --codec pixel", ("no codec 'pixel'", "did you mean 'pixels'", HELP)),
+    Row(
+        "channels of another codec",
+        f"{TRAIN} --model.channels 4",
+        ("model.channels is 4", "the codec 'pixels' has 3"),
+    ),
+    Row("nothing to cut", f"{TRAIN} --data.cuts.grid 0", ("weights", "at least one above 0", HELP)),
+    Row(
+        "grids for a base",
+        f"{TRAIN} --grid.fusion base",
+        ("grid.fusion is base, which takes clips", "set data.cuts.grid 0"),
+    ),
+    Row("source's setting", f"{TRAIN} --data.source records:foldr=a", ("'foldr'", "did you mean 'folder'", HELP)),
+    Row(
+        "run of an earlier version",
+        "train old --resume",
+        ("old/config.json: an earlier version", "--init-from old"),
+        bad.content("old/config.json", '{"name": "old"}'),
+    ),
+    Row(
+        "run of a newer version",
+        "train new --resume",
+        ("new/config.json: it has version 99", "upgrade fourreal"),
+        bad.content("new/config.json", '{"version": 99}'),
+    ),
+    Row("weights for a run", "train model --resume", (f"{SPEC}: unknown key 'views'",)),
+    Row("extension", f"{TRAIN} --extensions wnid", ("extension wnid", "cannot be imported", "name a module")),
     Row("setting out of range", f"{TRAIN} --steps 0", ("steps is 0", "give 1 or more")),
     Row("setting that is NaN", f"{TRAIN} --optim.lr nan", ("optim.lr is nan", "give a number")),
     Row("batch of 10^8", f"{TRAIN} --data.batch-size 100000000", ("data.batch_size is 100000000", "give 1 to")),
@@ -525,7 +660,7 @@ ROWS = [
     Row(
         "patch that does not divide the pictures",
         f"{TRAIN} --model.patch 1 3 3",
-        ("size 8", "patch of 3", "give a multiple of 3"),
+        ("size 8 x 8", "patch of 3", "give multiples of 3"),
     ),
     Row("more views than stored", f"{TRAIN} --data.views 9", ("9 x 3", "have 2 x 3", "ask for fewer")),
     Row("more grids to validate than stored", f"{TRAIN} --eval-grids 9", ("has 2 grids, not 9", "ask for 1 to 2")),
@@ -729,6 +864,9 @@ ROWS = [
         ("ablation/all-soft.json holds no runs", "put a copy back, or delete it"),
         bad.both(bad.content("ablation.py", bad.ABLATION), bad.content("ablation/all-soft.json", '{"runs": [{}]}')),
     ),
+    # planning
+    Row("no chips", "plan config.py", ("name the chips with --topology", "as v5e:4x4")),
+    Row("chip's name", "plan config.py --topology v5z:2x2", ("there is no chip 'v5z'", "known: v4, v5e")),
     # data sets
     Row("no data set", f"{TRAIN} --data.source nowhere", ("nowhere holds no data set", "render one with")),
     Row("file for a data set", f"{TRAIN} --data.source notes.txt", ("notes.txt holds no data set", "render one with")),
@@ -746,12 +884,12 @@ ROWS = [
         ("its features are", *DAMAGED),
         bad.settings("data/features.json", featuresDict__features__K__pythonClassName="os.system"),
     ),
-    Row("missing shard", TRAIN, ("grid 0 of train", *DAMAGED), bad.removed("data/grids-train*")),
-    Row("empty shard", TRAIN, ("grid 0 of train", *DAMAGED), bad.spoiled("data/grids-train*", lambda data: data[:0])),
+    Row("missing shard", TRAIN, (r"grid \d of train", *DAMAGED), bad.removed("data/grids-train*")),
+    Row("empty shard", TRAIN, (r"grid \d of train", *DAMAGED), bad.spoiled("data/grids-train*", lambda data: data[:0])),
     Row(
         "truncated shard",
         TRAIN,
-        ("grid 0 of train", *DAMAGED),
+        (r"grid \d of train", *DAMAGED),
         bad.spoiled("data/grids-train*", lambda data: data[: len(data) // 2]),
     ),
     Row(
@@ -1004,13 +1142,6 @@ def test_a_script_says_one_line_and_exits_with_2(script, command, words, sandbox
         pytest.param("train.py", TRAIN, "open|dataset_info.json|0", id="train-reading"),
         pytest.param("train.py", TRAIN, "open|features.json|3", id="train-compiling"),
         pytest.param("fourreal/__main__.py", f"fourreal {RENDER}", "import|panda3d.core|0", id="render-importing"),
-        pytest.param(
-            "fourreal/__main__.py",
-            f"fourreal {RENDER}".replace("--workers 1", "--workers 2").replace("--train 1", "--train 500"),
-            "import|multiprocessing.popen_spawn|2",
-            id="render-rendering",
-        ),
-        pytest.param("fourreal/__main__.py", f"fourreal {RENDER}", "open|features.json|0", id="render-writing"),
     ],
 )
 def test_ctrl_c_exits_with_130_one_line_and_leaves_nothing(script, command, at, sandbox):
@@ -1025,9 +1156,10 @@ def test_ctrl_c_exits_with_130_one_line_and_leaves_nothing(script, command, at, 
     assert contents(sandbox) == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_training_saves_a_run_that_goes_on(sandbox):
     bad.content("hook/sitecustomize.py", ON_EVENT)(sandbox)
-    train = f"{TRAIN} --log-every 1 --steps 100000 --data.kind clip --data.clip-contexts 1 0 0"
+    train = f"{TRAIN} --log-every 1 --steps 100000 --grid.fusion base --data.cuts.grid 0 --data.cuts.fixed-view 1"
     done = run("train.py", train, sandbox, INTERRUPT_AT="open|metrics.jsonl|0.3", INTERRUPT_HERE="1")
     assert done.returncode == 130 and said(done.stderr) == ["fourreal train: interrupted"], done.stderr[-3000:]
     assert "go on with --resume" in done.stdout
@@ -1045,9 +1177,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(sandbox):
         "from fourreal.cli import main; main(verb='sample')"
     )
     (sandbox / "limited.py").write_text(code)
-    done = run(
-        sandbox / "limited.py", f"sample {ROOT} {SAMPLE.removeprefix('sample ').replace('out/new', 'new')}", sandbox
-    )
+    command = f"sample {ROOT} {SAMPLE.removeprefix('sample ').replace('out/new', 'new')}"
+    # JAX warns of programs that it cannot keep
+    done = run(sandbox / "limited.py", command, sandbox, JAX_ENABLE_COMPILATION_CACHE="false")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and re.search("File too large.*free some space", line), line
     (sandbox / "limited.py").unlink()
@@ -1080,6 +1212,7 @@ METHODS = {"extractall", "extract", "unpack_archive", "import_module", "run_path
 ALLOWED = {
     *(("config.py", name) for name in ("runpy", "run_path")),  # the config file that the user names
     ("cli.py", "import_module"),  # our own verbs
+    ("options.py", "import_module"),  # the modules that the user names with --extensions
     ("aot.py", "subprocess"),  # itself in a process of its own, asked in JSON
     # LPIPS' own package keeps weights as pickles: read only with the right SHA-256, and only pieces of arrays
     *(("lpips.py", name) for name in ("pickle", "import_module")),

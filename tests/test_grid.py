@@ -1,8 +1,7 @@
-"""Axis orders with values that name their own place, hints against a loop, noise levels of cells."""
+"""Axis orders with values that name their own place, and the noise levels of cells."""
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fourreal import grid
 
@@ -35,49 +34,6 @@ def test_unpatchified_frames_take_patches_in_the_order_y_x_channel_of_wans_head(
             for c in range(CHANNELS):
                 k = (y % PATCH * PATCH + x % PATCH) * CHANNELS + c
                 np.testing.assert_array_equal(frame[:, y, x, c], tokens[:, token, k])
-
-
-def test_swapping_view_and_time_moves_no_other_axis():
-    x = ranks(2, 3, 4, 5, 2)
-    swapped = np.asarray(grid.swap_view_time(jnp.asarray(x)))
-    for v in range(3):
-        for t in range(4):
-            np.testing.assert_array_equal(swapped[:, t, v], x[:, v, t])
-
-
-@pytest.mark.parametrize("frames", [1, 2, 5])
-def test_nearest_given_frame_is_that_of_a_search_for_every_mask(frames):
-    masks = np.array([[number >> f & 1 for f in range(frames)] for number in range(2**frames)], bool)
-    index, exists = (np.asarray(a) for a in grid.nearest_given(jnp.asarray(masks)))
-    for mask, found, any_given in zip(masks, index, exists[:, 0], strict=True):
-        assert any_given == mask.any()
-        for f in range(frames):
-            candidates = [g for g in range(frames) if mask[g]]
-            if candidates:
-                assert found[f] == min(candidates, key=lambda g: (abs(g - f), g))  # the earlier of two
-
-
-def nearest(given: np.ndarray, position: int) -> int | None:
-    return min(np.flatnonzero(given), key=lambda g: (abs(g - position), g), default=None)
-
-
-def test_hints_are_the_nearest_given_cells_of_the_own_or_the_nearest_view_and_time():
-    x = ranks(4, 3, 4, 2, 2, 3) + 1  # no zero among the pixels
-    given = np.random.default_rng(0).random((4, 3, 4)) < 0.3
-    given[1], given[2] = False, False
-    given[2, 1, 2] = True
-    assert not given.any(2).all() and not given.any(1).all()
-    hints = np.asarray(grid.grid_hints(jnp.asarray(x), jnp.asarray(given)))
-    assert hints.shape == (4, 3, 4, 2, 2, 2, 4)
-    for b, v, t in np.ndindex(given.shape):
-        if not given[b].any():
-            np.testing.assert_array_equal(hints[b, v, t], 0)
-            continue
-        of_view, of_time = nearest(given[b].any(1), v), nearest(given[b].any(0), t)
-        cells = (of_view, nearest(given[b, of_view], t)), (nearest(given[b, :, of_time], v), of_time)
-        for slot, (cell, own) in enumerate(zip(cells, (of_view == v, of_time == t), strict=True)):
-            np.testing.assert_array_equal(hints[b, v, t, slot, ..., :3], x[b, *cell])
-            np.testing.assert_array_equal(hints[b, v, t, slot, ..., 3], own)
 
 
 def test_sigma_of_an_example_reaches_all_of_its_unknown_cells():

@@ -12,32 +12,29 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("tensorflow", "torch", "tensorflow_datasets", "grain", "orbax", "panda3d")
 
 
-def best_of_three(*arguments: str) -> tuple[float, str]:
-    """Processor seconds and output; the best, since other programs share the machine's caches."""
+def run(*arguments: str) -> str:
+    """What a fresh interpreter prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    times = []
-    for _ in range(3):
-        began = os.times()
-        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60)
-        ended = os.times()
-        times.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
-        assert done.returncode == 0, done.stderr
-    return min(times), done.stdout
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 REPORT = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
 
 
-def test_help_of_the_command_line_takes_under_two_seconds():
-    seconds, text = best_of_three("-m", "fourreal", "--help")
+def test_help_of_the_command_line_names_the_verbs_and_is_quick_since_it_imports_no_jax():
+    code = (
+        "import sys\nfrom fourreal.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    print([name for name in ('jax', 'flax') if name in sys.modules])"
+    )
+    text = run("-c", code)
     assert "train" in text and "sample" in text
-    assert seconds < 2
+    assert text.splitlines()[-1] == "[]"
 
 
-def test_importing_the_grid_model_takes_under_three_seconds_and_nothing_heavy():
-    seconds, loaded = best_of_three("-c", f"from fourreal.models import GridDiT\n{REPORT}")
-    assert seconds < 3
-    assert loaded.strip() == "[]"
+def test_importing_the_grid_model_imports_nothing_heavy():
+    assert run("-c", f"from fourreal.models import GridDiT\n{REPORT}").strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -45,12 +42,11 @@ def test_importing_the_grid_model_takes_under_three_seconds_and_nothing_heavy():
     [
         "import fourreal.cli, contextlib, io\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): fourreal.cli.main(['--help'])",
-        "import fourreal.config, fourreal.diffusion.samplers, fourreal.data.pipeline",
+        "import fourreal.training.config, fourreal.diffusion.samplers, fourreal.data.batches",
     ],
 )
 def test_help_and_the_library_import_nothing_heavy(code):
-    _, loaded = best_of_three("-c", f"{code}\n{REPORT}")
-    assert loaded.strip() == "[]"
+    assert run("-c", f"{code}\n{REPORT}").strip() == "[]"
 
 
 def test_training_imports_neither_tensorflow_nor_torch():
@@ -63,7 +59,7 @@ def test_training_imports_neither_tensorflow_nor_torch():
 
 def test_importing_everything_touches_no_device():
     code = (
-        "import fourreal, fourreal.models, fourreal.diffusion.samplers, fourreal.config, fourreal.training.loop\n"
+        "import fourreal, fourreal.models, fourreal.diffusion.samplers, fourreal.training.config, fourreal.training.loop\n"
         "from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized())"
     )
     done = subprocess.run(
@@ -95,7 +91,8 @@ def test_training_starts_again_with_huge_pages_where_they_are_given_to_who_asks(
     (tmp_path / "script.py").write_text(
         "import json, os\n"
         "from fourreal import cli\n"
-        "cli.HUGE_PAGES = 'enabled'\n"
+        "from fourreal.host import huge_pages\n"
+        "huge_pages.HUGE_PAGES = 'enabled'\n"
         "cli.parse = lambda *given: print(json.dumps([os.environ['GLIBC_TUNABLES'], *given]), flush=True) or os._exit(0)\n"
         "cli.main()\n"
     )

@@ -1,15 +1,17 @@
-"""Which cells of a grid, or frames of a clip, are given to the model during training.
+"""Which cells of a grid are given to the model during training; a clip is a grid of one view or one time.
 
 One kind of mask is drawn per example with the weights of a mix; the mix covers what users ask for: a video and a photo
 orbit ("L": one view at all times and one time in all views), one video, one orbit, a few synchronised cameras, one
 picture, scattered pictures. The given view and time are the first ones half the time and uniformly random otherwise, so
-the model knows L-shapes, videos and orbits at any place. Never is every cell given: a loss over unknown cells would be
-empty. A draw that gives every cell (possible in grids with one view or one time) becomes one of scattered cells.
+the model knows L-shapes, videos and orbits at any place. Missing cells are never given. Never is every cell given that
+exists: a loss over unknown cells would be empty. Such a draw becomes one of scattered cells.
 """
 
 from dataclasses import dataclass, fields
 
 import numpy as np
+
+from fourreal.errors import UserError
 
 
 class _Weights:
@@ -18,7 +20,7 @@ class _Weights:
     def __post_init__(self):
         weights = self.probabilities(normalize=False)
         if not np.isfinite(weights).all() or weights.min() < 0 or weights.sum() <= 0:
-            raise ValueError(f"mask weights are {weights.tolist()}: give finite weights >= 0, at least one above 0")
+            raise UserError(f"mask weights are {weights.tolist()}: give finite weights >= 0, at least one above 0")
 
     def probabilities(self, normalize: bool = True) -> np.ndarray:
         """The weights in field order, float64 [kinds], summing to one if `normalize`."""
@@ -54,23 +56,27 @@ class MaskMix(_Weights):
 
 
 @dataclass(frozen=True)
-class ClipMaskMix(_Weights):
-    """How often each kind of mask is drawn for a clip."""
+class CutMix(_Weights):
+    """How often each kind of grid is cut from a scene."""
 
-    one_frame: float = 0.35
-    """a single frame, the first one half the time"""
-    random_frames: float = 0.25
-    """any number of frames anywhere"""
-    ends: float = 0.10
-    """the first and the last frame"""
-    prefix: float = 0.10
-    """the first frames"""
-    none: float = 0.20
-    """nothing"""
+    grid: float = 1.0
+    """views and times"""
+    fixed_view: float = 0.0
+    """one view at all times"""
+    freeze_time: float = 0.0
+    """one time in all views"""
+    image: float = 0.0
+    """single frames"""
 
 
-def sample_given(rng: np.random.Generator, views: int, times: int, mix: MaskMix) -> np.ndarray:
-    """Draws the given cells of one grid: bool [views, times], never all True (so all False for a 1x1 grid)."""
+CLIPS = CutMix(grid=0.0, fixed_view=0.45, freeze_time=0.45, image=0.1)  # for a base
+
+
+def sample_given(
+    rng: np.random.Generator, views: int, times: int, mix: MaskMix, exists: np.ndarray | None = None
+) -> np.ndarray:
+    """Draws the given cells of one grid: bool [views, times], of those that exist (None: all), never all of these."""
+    exists = np.ones((views, times), bool) if exists is None else exists
     given = np.zeros((views, times), bool)
     match mix.draw(rng):
         case "view_and_time":
@@ -87,25 +93,11 @@ def sample_given(rng: np.random.Generator, views: int, times: int, mix: MaskMix)
         case "one_cell":
             given[_anchor(rng, views), _anchor(rng, times)] = True
         case "random_cells":
-            given = _scattered(rng, (views, times))
+            given = _scattered(rng, exists)
         case "borders":
             given = _borders(rng, views, times)
-    return _scattered(rng, (views, times)) if given.all() else given
-
-
-def sample_given_clip(rng: np.random.Generator, frames: int, mix: ClipMaskMix | None = None) -> np.ndarray:
-    """Draws the given frames of one clip: bool [frames], never all True (so all False for a single image)."""
-    given = np.zeros(frames, bool)
-    match (mix or ClipMaskMix()).draw(rng):
-        case "one_frame":
-            given[_anchor(rng, frames)] = True
-        case "random_frames":
-            given = _scattered(rng, (frames,))
-        case "ends":
-            given[[0, -1]] = True
-        case "prefix":
-            given[: _prefix(rng, frames)] = True
-    return _scattered(rng, (frames,)) if given.all() else given
+    given &= exists
+    return given if (exists & ~given).any() else _scattered(rng, exists)
 
 
 def _anchor(rng: np.random.Generator, size: int) -> int:
@@ -118,13 +110,12 @@ def _prefix(rng: np.random.Generator, size: int) -> int:
     return int(rng.integers(1, max(size, 2)))
 
 
-def _scattered(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """A uniform number, from 1 to all but one, of uniformly chosen positions; none where there is only one."""
-    size = int(np.prod(shape))
-    given = np.zeros(size, bool)
-    if size > 1:
-        given[rng.choice(size, rng.integers(1, size), replace=False)] = True
-    return given.reshape(shape)
+def _scattered(rng: np.random.Generator, exists: np.ndarray) -> np.ndarray:
+    """A uniform number, from 1 to all but one, of uniformly chosen cells that exist; none where there is only one."""
+    given, places = np.zeros(exists.size, bool), np.flatnonzero(exists)
+    if len(places) > 1:
+        given[rng.choice(places, rng.integers(1, len(places)), replace=False)] = True
+    return given.reshape(exists.shape)
 
 
 def _borders(rng: np.random.Generator, views: int, times: int) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Rectified flow on grids: loss, guidance, samplers."""
+"""Rectified flow on grids: noising and loss, guidance, samplers."""

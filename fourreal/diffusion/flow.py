@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fourreal.errors import UserError
+
 SIGMA_FLOOR = 0.05  # also the smallest sigma drawn in training: below it, u of an x0-model is its error, much enlarged
 
 
@@ -33,9 +35,9 @@ class SigmaConfig:
 
     def __post_init__(self):
         if self.distribution not in ("logit_normal", "uniform"):
-            raise ValueError(f"distribution '{self.distribution}': expected logit_normal or uniform")
+            raise UserError(f"distribution '{self.distribution}': expected logit_normal or uniform")
         if self.std <= 0 or self.shift <= 0:
-            raise ValueError(f"std {self.std}, shift {self.shift}: both must be above 0")
+            raise UserError(f"std {self.std}, shift {self.shift}: both must be above 0")
 
 
 def shift_sigma(sigma: jax.Array, shift: float) -> jax.Array:
@@ -73,10 +75,10 @@ def clean(output: jax.Array, x: jax.Array, sigma: Float[Array, "*cells"], predic
 
 
 def masked_mean(
-    values: Float[Array, "b *cells h w c"], given: Bool[Array, "b *cells"], valid: Float[Array, "b *cells h w 1"] | None
+    values: Float[Array, "b *cells h w c"], left_out: Bool[Array, "b *cells"], valid: Bool[Array, "b *cells h w"] | None
 ) -> Float[Array, "b"]:
-    """Mean over each example's unknown, valid pixels; 0 for an example that has none."""
-    weight = jnp.where(given[..., None, None, None], 0.0, 1.0 if valid is None else valid)
+    """Mean over each example's valid pixels of the cells that are not left out; 0 for an example that has none."""
+    weight = jnp.where(left_out[..., None, None, None], 0.0, 1.0 if valid is None else valid[..., None])
     weight = jnp.broadcast_to(weight, (*values.shape[:-1], 1))
     pixels = tuple(range(1, values.ndim))
     return jnp.sum(values * weight, axis=pixels) / jnp.maximum(jnp.sum(weight, axis=pixels) * values.shape[-1], 1.0)
@@ -88,10 +90,10 @@ def flow_loss(
     x0: Float[Array, "b *cells h w c"],
     eps: Float[Array, "b *cells h w c"],
     sigma: Float[Array, "b *cells"],
-    given: Bool[Array, "b *cells"],
+    left_out: Bool[Array, "b *cells"],
     prediction: str,
-    valid: Float[Array, "b *cells h w 1"] | None = None,
+    valid: Bool[Array, "b *cells h w"] | None = None,
 ) -> Float[Array, "b"]:
-    """The loss of each example; given cells and invalid pixels get no gradient."""
+    """The loss of each example; cells that are left out (given or missing) and invalid pixels get no gradient."""
     error = velocity(output, x, sigma, prediction) - (eps - x0)
-    return masked_mean(jnp.square(error), given, valid)
+    return masked_mean(jnp.square(error), left_out, valid)

@@ -1,73 +1,81 @@
-"""Classifier-free guidance over the given cells and the text, with one call signature.
+"""Classifier-free guidance: a weighted sum of what a denoiser says with and without some of what it is told.
 
-    x0 = x0() + w_given [x0(given) - x0()] + w_text [x0(given, text) - x0(given)]
+    x0 = sum_k w_k x0(branch k),    sum_k w_k = 1
 
-The same combination as of velocities or of noise, since at a fixed x_sigma these are affine in x0 and the weights sum to 1. A
-branch whose weight is 0 is never computed: with both weights 1 (or no text and w_given 1) there is one evaluation. All
-branches run as one batch.
+The same combination as of velocities or of noise, since at a fixed x these are affine in x0. Which branches there are is
+static; their weights are arrays, so that another scale compiles nothing. All branches run as one batch. A branch without the
+given cells sees them at noise level sigma, as unknown, and nothing that was made from them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Float
 
-from fourreal.diffusion.flow import clean, interpolate
-from fourreal.grid import cell_sigma
-from fourreal.models.cameras import Cameras
+from fourreal.conditions.condition import Conditions, complete, without
+from fourreal.diffusion.denoiser import Denoiser, Sigma
+from fourreal.errors import UserError
+from fourreal.grid import Cells, Known, cell_sigma, shown
+from fourreal.models.build import Params
+
+
+class Branch(NamedTuple):
+    """One evaluation: names of what it is not told, conditions or `given`."""
+
+    drop: frozenset[str] = frozenset()
+
+
+def scale_branches(
+    scale: float, drop: frozenset[str] = frozenset({"given", "text"})
+) -> tuple[tuple[Branch, ...], Float[np.ndarray, "branches"]]:
+    """(branches, weights) of the usual guidance scale: x0(drop) + scale [x0() - x0(drop)]; at 1 one evaluation."""
+    if scale == 1:
+        return (Branch(),), np.ones(1, np.float32)
+    return (Branch(drop), Branch()), np.array([1 - scale, scale], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Guidance:
-    """Weights of the two conditions; 1 is no guidance."""
+class Guided:
+    """A denoiser of several branches; called like `Denoiser`, with the weights of the branches."""
 
-    given: float = 1.0
-    text: float = 1.0
+    denoiser: Denoiser
+    branches: tuple[Branch, ...] = (Branch(),)
 
+    def __call__(
+        self,
+        params: Params,
+        x: Float[Array, "b v t h w c"],
+        sigma: Sigma,
+        known: Known,
+        conditions: Conditions | None = None,
+        cells: Cells | None = None,
+        weights: Float[Array, "branches"] | None = None,
+    ) -> Float[Array, "b v t h w c"]:
+        """The clean frames behind x, the given ones as they are; `weights` None: one branch of weight 1."""
+        if len(self.branches) > 1 and np.shape(weights) != (len(self.branches),):
+            raise UserError(
+                f"weights are {list(np.shape(weights))}: expected one for each of {len(self.branches)} branches"
+            )
+        mask = known.mask[..., None, None, None]
+        conditions = complete(self.denoiser.conditions, conditions or {}, shown(known))
+        told = [self._told(branch, known, conditions) for branch in self.branches]
+        if len(told) == 1:
+            x0 = self.denoiser.predict(params, x, sigma, *told[0], cells)
+        else:
+            branch_known, branch_conditions = jax.tree.map(lambda *parts: jnp.concatenate(parts), *told)
+            level = cell_sigma(sigma, jnp.zeros_like(known.mask))
+            x, level = (jnp.concatenate([part] * len(told)) for part in (x, level))
+            parts = jnp.split(
+                self.denoiser.predict(params, x, level, branch_known, branch_conditions, cells), len(told)
+            )
+            x0 = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        return jnp.where(mask, known.frames, x0)
 
-def branches(guidance: Guidance, has_text: bool) -> list[tuple[float, bool, bool]]:
-    """The evaluations needed: (weight, with given cells, with text)."""
-    w_given, w_text = guidance.given, guidance.text if has_text else 0.0
-    all_branches = [(1.0 - w_given, False, False), (w_given - w_text, True, False), (w_text, True, True)]
-    return [branch for branch in all_branches if branch[0] != 0.0]
-
-
-def guided_clean(
-    model: Callable,
-    x: Float[Array, "b v t h w c"],
-    sigma: Float[Array, ""],
-    x0_given: Float[Array, "b v t h w c"],
-    eps: Float[Array, "b v t h w c"],
-    given: Bool[Array, "b v t"],
-    guidance: Guidance,
-    prediction: str,
-    text: Float[Array, "b l k"] | None = None,
-    null_text: Float[Array, "1 l k"] | None = None,
-    cameras: Cameras | None = None,
-) -> Float[Array, "b v t h w c"]:
-    """The clean grid x0 that the model sees at one noise level of the whole grid.
-
-    `x` holds the clean frames in its given cells. A branch without them sees those cells at noise level sigma, on the straight
-    path from `x0_given` to `eps`, and as unknown. `null_text` is what the model was trained with for "no text". All branches
-    see the cameras.
-    """
-    active = branches(guidance, text is not None)
-    batch = x.shape[0]
-    noised = interpolate(x0_given, eps, jnp.broadcast_to(sigma, given.shape))
-    inputs, masks, prompts = [], [], []
-    for _, with_given, with_text in active:
-        inputs.append(x if with_given else jnp.where(given[..., None, None, None], noised, x))
-        masks.append(given if with_given else jnp.zeros_like(given))
-        if text is not None:
-            prompts.append(text if with_text else jnp.broadcast_to(null_text, text.shape))
-    joined, mask = jnp.concatenate(inputs), jnp.concatenate(masks)
-    level = jnp.full((len(active) * batch,), sigma)
-    conditions = {"text": jnp.concatenate(prompts)} if prompts else {}
-    if cameras is not None:
-        conditions["cameras"] = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(active)), cameras)
-    output = model(joined, level, mask, **conditions)
-    x0 = clean(output, joined, cell_sigma(level, mask), prediction)
-    parts = jnp.split(x0, len(active))
-    return sum(weight * part for (weight, _, _), part in zip(active, parts, strict=True))
+    def _told(self, branch: Branch, known: Known, conditions: Conditions) -> tuple[Known, Conditions]:
+        """What is known, and the conditions, of a branch."""
+        if "given" in branch.drop:
+            known = known._replace(mask=jnp.zeros_like(known.mask))
+        return known, without(self.denoiser.conditions, conditions, branch.drop)

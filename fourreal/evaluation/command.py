@@ -7,18 +7,19 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fourreal.destination import check_creatable
+from fourreal.errors import FileInTheWay, UserError
+from fourreal.host.folders import check_creatable
 
 PATH = tyro.conf.arg(metavar="PATH")
-MOST = 1000  # of anything that is counted
+MAX_COUNT = 1000  # of grids, steps, seeds and samples
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Score checkpoints and baselines on grids whose truth is known.
 
-    Without --data it takes the bundled grids: too few to tell anything, enough to try it. A rendering that nothing was
-    settled on comes from `fourreal data render --out data/evaluation64 --train 0 --validation 0 --seed 2026`.
+    Without --data it takes the bundled grids: too few to tell anything, enough to try it. Scenes never
+    used to choose a setting come from `fourreal data render --out data/evaluation64 --train 0 --validation 0 --seed 2026`.
     """
 
     checkpoint: tuple[str, ...] = ("nano",)
@@ -48,6 +49,7 @@ class Evaluate:
 
     def run(self) -> None:
         """Checks the options before any weights load; raises ValueError, OSError or ModuleNotFoundError with one line."""
+        from fourreal.checkpoints.specs import describe_checkpoint
         from fourreal.evaluation.evaluate import (
             Protocol,
             evaluate,
@@ -55,11 +57,10 @@ class Evaluate:
             open_folder,
             read_grids,
         )
-        from fourreal.evaluation.lpips import make_lpips
-        from fourreal.evaluation.page import write_page
-        from fourreal.evaluation.report import text_table, write_json
+        from fourreal.evaluation.html_report import write_page
         from fourreal.evaluation.summary import summarise
-        from fourreal.models.checkpoints import describe_checkpoint
+        from fourreal.evaluation.tables import text_table, write_json
+        from fourreal.metrics.lpips import make_lpips
         from fourreal.sampling.pipeline import load_pipeline
 
         began = time.perf_counter(), time.process_time()
@@ -70,7 +71,7 @@ class Evaluate:
         specs = {name: describe_checkpoint(path) for name, path in names.items()}
         shapes = {name: (spec.views, spec.times, spec.size) for name, spec in specs.items()}
         if len(set(shapes.values())) > 1:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoints are for different grids (views, times, size): {shapes}; compare equal ones"
             )
         import cv2  # noqa: F401  the transport baseline needs it; better now than after sampling
@@ -109,7 +110,7 @@ class Evaluate:
 
     def _check(self) -> None:
         if not self.checkpoint or not self.steps:
-            raise ValueError("--checkpoint and --steps need at least one value each")
+            raise UserError("--checkpoint and --steps need at least one value each")
         for name, values in (
             ("steps", self.steps),
             ("seeds", (self.seeds,)),
@@ -117,12 +118,12 @@ class Evaluate:
             ("control-grids", (self.control_grids,)),
         ):
             for value in values:
-                if not 1 <= value <= MOST:
-                    raise ValueError(f"--{name} {value}: give 1 to {MOST}")
+                if not 1 <= value <= MAX_COUNT:
+                    raise UserError(f"--{name} {value}: give 1 to {MAX_COUNT}")
         if self.split != type(self).split and self.data is None:
-            raise ValueError(f"--split {self.split} is of a data set: name it with --data")
+            raise UserError(f"--split {self.split} is of a data set: name it with --data")
         if self.samples < max(2, self.seeds):
-            raise ValueError(f"--samples {self.samples}: give 2 or more, and at least as many as --seeds {self.seeds}")
+            raise UserError(f"--samples {self.samples}: give 2 or more, and at least as many as --seeds {self.seeds}")
 
 
 def _generator() -> str:
@@ -136,16 +137,16 @@ def _names(checkpoints: tuple[str, ...]) -> dict[str, str]:
     short = [Path(path).name for path in checkpoints]
     names = {name if short.count(name) == 1 else path: path for name, path in zip(short, checkpoints, strict=True)}
     if len(names) < len(checkpoints):
-        raise ValueError(f"--checkpoint {' '.join(checkpoints)}: one is named twice")
+        raise UserError(f"--checkpoint {' '.join(checkpoints)}: one is named twice")
     return {name.replace("/", "_"): path for name, path in names.items()}
 
 
 def _check_destination(out: Path, overwrite: bool) -> None:
     check_creatable(out)
     if out.exists() and not overwrite:
-        raise FileExistsError(f"--out {out} exists; add --overwrite to replace it, or choose another name")
+        raise FileInTheWay(f"--out {out} exists; add --overwrite to replace it, or choose another name")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file())):
-        raise FileExistsError(f"--out {out} is no evaluation and is not replaced; choose another name")
+        raise FileInTheWay(f"--out {out} is no evaluation and is not replaced; choose another name")
 
 
 def _take_place(partial: Path, out: Path) -> None:

@@ -19,25 +19,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from fourreal.data.pipeline import PipelineConfig, evaluation_batches
-from fourreal.evaluation.baselines import BASELINES
-from fourreal.evaluation.lpips import Lpips
-from fourreal.evaluation.metrics import psnr
-from fourreal.evaluation.optical_flow import flow_transport
+from fourreal import conditions
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.data.batches import Batches, PipelineConfig
+from fourreal.data.sources.records import Records
+from fourreal.errors import UserError
 from fourreal.evaluation.scoring import Score, score_grid
-from fourreal.models.cameras import Cameras
-from fourreal.models.checkpoints import ModelSpec
+from fourreal.metrics.baselines import BASELINES
+from fourreal.metrics.lpips import Lpips
+from fourreal.metrics.pixels import psnr
+from fourreal.metrics.transport import flow_transport
+from fourreal.models.build import model_table
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.sampling.inputs import GRIDS, read_grid
 from fourreal.sampling.pipeline import GridPipeline
+from fourreal.scene import Cameras
 from fourreal.serialize import differences, read_json
+from fourreal.training.state import split_params
 
 BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
 BASELINE_ROWS = BASELINES | {"optical-flow transport": flow_transport}
-SYNC_PARTS = ("sync", "sigma_projection")
 GIVEN = ("view_and_time", "fixed_view", "freeze_time", "one_cell")
 SETTINGS, SCORES = "settings.json", "scores.jsonl"
 
@@ -77,7 +82,7 @@ def given_cells(kind: str, views: int, times: int) -> Bool[np.ndarray, "v t"]:
     if kind in ("view_and_time", "freeze_time"):
         given[:, 0] = True
     if given.all():
-        raise ValueError(f"--given {kind} gives all cells of a {views} x {times} grid: nothing is left to sample")
+        raise UserError(f"--given {kind} gives all cells of a {views} x {times} grid: nothing is left to sample")
     return given
 
 
@@ -89,17 +94,21 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
     if data is None:
         names = sorted(path.stem for path in GRIDS.glob("*.npz"))
         if count is not None and not 0 < count <= len(names):
-            raise ValueError(f"--grids {count}: {len(names)} grids are bundled; render more and name them with --data")
-        shape = (spec.views, spec.times, spec.size, spec.size)
+            raise UserError(f"--grids {count}: {len(names)} grids are bundled; render more and name them with --data")
+        shape = (spec.views, spec.times, *spec.size)
         bundled = [read_grid(name, shape) for name in names[:count]]
         found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w)) for one in bundled]
     else:
-        cut = PipelineConfig(source=str(data), views=spec.views, times=spec.times, batch_size=1)
-        batches = evaluation_batches(cut, split, count)
-        found = [(batch["frames"][0], Cameras(batch["K"][0], batch["c2w"][0])) for batch in batches]
+        cut = PipelineConfig(source=Records(str(data)), views=spec.views, times=spec.times, batch_size=1)
+        found = []
+        for batch in Batches(cut, (conditions.Cameras(),)).evaluation(split, count):
+            frames, cameras = jax.tree.map(lambda x: x[0], (batch["frames"], batch["conditions"]["cameras"]))
+            if frames.dtype != np.uint8:
+                raise UserError(f"{data} holds latents: pixels are compared, name a data set of frames")
+            found.append((frames, Cameras(cameras.K, cameras.c2w) if cameras.known else None))
         size = found[0][0].shape[2:4]
-        if size != (spec.size, spec.size):
-            raise ValueError(f"{data} has frames of {size}, the checkpoint is for {spec.size} pixels")
+        if size != spec.size:
+            raise UserError(f"{data} has frames of {size}, the checkpoint is for {spec.size} pixels")
     mask = given_cells(given, spec.views, spec.times)
     return [EvaluationGrid(truth, mask, cameras) for truth, cameras in found]
 
@@ -116,7 +125,7 @@ def sample(
     pipe: GridPipeline, grid: EvaluationGrid, steps: int, seed: int = 0, *, told: bool = True
 ) -> UInt8[np.ndarray, "v t h w 3"]:
     """The one place where a checkpoint is asked for a grid; `told`: with the cameras, if it takes them."""
-    cameras = grid.cameras if told and pipe.config.model.cameras else None
+    cameras = grid.cameras if told and pipe.cameras_taken else None
     return pipe(grid.known, grid.given, cameras=cameras, steps=steps, seed=seed)
 
 
@@ -126,12 +135,12 @@ def with_parts_left_out(pipe: GridPipeline) -> dict[str, GridPipeline]:
     Only models of two streams have the first; after hard fusion both streams are one, so there the output is the same.
     """
     spec, variants = pipe.config, {}
-    if spec.grid.fusion in ("soft", "none"):
+    if spec.grid.fusion in ("soft", "none"):  # after a hard sync both streams are one
         for stream in ("time", "view"):
             config = dataclasses.replace(spec.grid, readout=stream)
             variants[f"{stream} stream only"] = (config, pipe.params)
     if spec.grid.fusion != "none":
-        base = {name: value for name, value in pipe.params.items() if name not in SYNC_PARTS}
+        _, base = split_params(pipe.params, model_table(spec.model, spec.grid), "sync")
         variants["streams never meet"] = (GridDiTConfig(fusion="none"), base)
     return {
         name: GridPipeline(dataclasses.replace(spec, grid=config), params, mesh=pipe.mesh)
@@ -173,7 +182,7 @@ def checkpoint_rows(
         rows[f"mean of {len(samples)} samples"] = [score(mean)]
         rows[f"best of {len(samples)} samples"] = [score(best)]
         rows |= {name: [score(sample(variant, grid, main))] for name, variant in variants.items()}
-        if pipe.config.model.cameras and grid.cameras is not None:
+        if pipe.cameras_taken and grid.cameras is not None:
             rows[f"{steps_row(main)}, cameras unknown"] = [score(sample(pipe, grid, main, told=False))]
     return rows
 
@@ -238,7 +247,7 @@ def open_folder(folder: Path, settings: dict) -> None:
     changed = differences(settings, read_json(path))
     if changed:
         listed = ", ".join(f"{name} {theirs} (now {ours})" for name, (ours, theirs) in changed.items())
-        raise ValueError(
+        raise UserError(
             f"{folder} holds an unfinished evaluation with other settings: {listed}; "
             "go on with those, remove that folder, or choose another --out"
         )
@@ -259,4 +268,4 @@ def read_scores(folder: Path) -> dict[tuple[str, int], Rows]:
         lines = [json.loads(line) for line in whole.splitlines()]
         return {(line["method"], line["grid"]): line["rows"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is broken ({error}): remove {folder} to begin anew") from error
+        raise UserError(f"{path} is broken ({error}): remove {folder} to begin anew") from error

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from fourreal.evaluation.lpips import Lpips
-from fourreal.evaluation.metrics import gradient_energy_by_motion, psnr_by_motion, psnr_per_cell, ssim_by_motion
+from fourreal.metrics.lpips import Lpips
+from fourreal.metrics.pixels import gradient_energy_by_motion, psnr_by_motion, psnr_per_cell, ssim_by_motion
 
 EXACT = 10 * math.log10(12 * 255**2)  # 58.9 dB, the PSNR of rounding to whole levels: more would count for nothing
 

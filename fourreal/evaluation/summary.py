@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from fourreal.evaluation.baselines import COPIES
 from fourreal.evaluation.evaluate import BASELINE
 from fourreal.evaluation.scoring import METRICS, Score
-from fourreal.evaluation.statistics import mean_difference
+from fourreal.metrics.baselines import COPIES
+from fourreal.metrics.statistics import mean_difference
 
 Table = Mapping[tuple[str, str], list[list[Score]]]
 

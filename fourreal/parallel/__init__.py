@@ -1,1 +1,1 @@
-"""Many devices: the mesh, where parameters and activations live on it, processes, and plans for hardware that is not there."""
+"""Many devices: the mesh, the layout of parameters on it, and the one move of activations between streams."""

@@ -1,4 +1,4 @@
-"""Where the activations of a model live on the ambient mesh (`jax.set_mesh`), and the moves between places.
+"""How the activations of a model are sharded over the ambient mesh (`jax.set_mesh`), and the one move between streams.
 
     time stream  [b, v, t, s, d]     b over (data, fsdp), v over grid
     view stream  [b, t, v, s, d]     b over (data, fsdp), t over grid
@@ -19,6 +19,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
+from fourreal.errors import UserError
 from fourreal.parallel.mesh import EXAMPLE_AXES, example_axes, microbatch, share_of_examples
 
 BATCH = EXAMPLE_AXES[2]  # axes over which the examples of grids are cut
@@ -31,11 +32,13 @@ def axis_size(*axes: str) -> int:
     return math.prod(sizes.get(axis, 1) for axis in axes)
 
 
-def check_grid(views: int, times: int, heads: int) -> None:
-    """Raises ValueError where the ambient mesh cannot cut such grids."""
+def check_grid(views: int, times: int, heads: int, lead: int = 2) -> None:
+    """Raises UserError where the ambient mesh cannot cut such grids; with `lead` 1 it cuts their heads alone."""
     check_heads(heads)
+    if lead < 2:
+        return
     if views % (grid := axis_size(GRID)) or times % grid:
-        raise ValueError(
+        raise UserError(
             f"mesh.grid {grid} does not divide {views} views and {times} times: give {_divisors(math.gcd(views, times))}, "
             f"or multiples of {grid} views and times"
         )
@@ -44,22 +47,25 @@ def check_grid(views: int, times: int, heads: int) -> None:
 def check_heads(heads: int) -> None:
     """Raises ValueError where the ambient mesh cannot cut so many heads."""
     if heads % axis_size(TENSOR):
-        raise ValueError(f"mesh.tensor {axis_size(TENSOR)} does not divide {heads} heads: give {_divisors(heads)}")
+        raise UserError(f"mesh.tensor {axis_size(TENSOR)} does not divide {heads} heads: give {_divisors(heads)}")
 
 
-def spec(x: jax.Array, lead: int, heads: bool = False) -> P:
-    """Where an array `[b, ...]` lies: `lead` 2 a stream, 1 a clip; `heads`: its axis -2 is cut over tensor."""
+def spec(x: jax.Array, lead: int, heads: bool = False, axes: int = 2) -> P:
+    """The sharding of an array `[b, ...]`: `lead` 2 of a stream, 1 of a clip; `heads`: its axis -2 is cut over tensor.
+
+    `axes` 1: of an array without views or times, its examples where those of the others are.
+    """
     cut = [example_axes(x.shape[0], lead, jax.sharding.get_abstract_mesh().shape)]
-    if lead == 2:  # one text for all clips of a grid has size 1 there
+    if lead == 2 and axes > 1:  # one text for all clips of a grid has size 1 there
         cut.append(GRID if x.shape[1] > 1 and axis_size(GRID) > 1 else None)
-    cut += [None] * (x.ndim - lead)
+    cut += [None] * (x.ndim - len(cut))
     if heads and axis_size(TENSOR) > 1:
         cut[-2] = TENSOR
     return P(*cut)
 
 
 def place(x: Shaped[Array, "b *rest"], lead: int = 2) -> Shaped[Array, "b *rest"]:
-    """`x` where its kind lives."""
+    """Constrains `x` to the sharding of a stream (`lead` 2) or a clip (1)."""
     return jax.lax.with_sharding_constraint(x, spec(x, lead)) if axis_size(*BATCH, GRID, TENSOR) > 1 else x
 
 
@@ -73,9 +79,11 @@ def split_examples(x: Shaped[Array, "b *rest"], most: int | None, lead: int) -> 
 def swap_view_time(x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *rest"]:
     """From the layout of the time stream to that of the view stream, and back: one all-to-all where grid cuts.
 
-    Inside a `shard_map` it takes and returns a device's share.
+    A clip, a grid of one view or one time, is whole on its device. Inside a `shard_map` it takes and returns a device's share.
     """
     if axis_size(GRID) > 1 and GRID not in jax.sharding.get_abstract_mesh().manual_axes:
+        if 1 in x.shape[1:3]:
+            return jnp.swapaxes(x, 1, 2)
         return jax.shard_map(swap_view_time, in_specs=spec(x, 2), out_specs=spec(x, 2))(x)
     if axis_size(GRID) > 1:
         x = jax.lax.all_to_all(x, GRID, split_axis=2, concat_axis=1, tiled=True)
@@ -83,7 +91,7 @@ def swap_view_time(x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *res
 
 
 def locally(attention: Callable, lead: int) -> Callable[..., jax.Array]:
-    """`attention` of arrays `[..., h, e]` as each device's own affair: whole clips, some of the heads."""
+    """Runs `attention` of arrays `[..., h, e]` per device, on whole clips and some of the heads; no communication."""
     if axis_size(*BATCH, GRID, TENSOR) == 1:
         return attention
 

@@ -1,63 +1,73 @@
-"""Where every parameter lives on the mesh: one table from its path to the axes that cut it.
+"""Where every parameter lives on the mesh: modules claim their parameters, each with the axes that cut it.
+
+    class CameraRays(nnx.Module):
+        layout = {"embed.kernel": P(None, FSDP), "embed.bias": P()}     path below the module -> axes
+        group = "conditions"                                            what it trains with, see `training/state.py`
+        stacked = ("blocks",)                                           submodules whose parameters have a leading layer axis
 
 Parameters, and with them optimizer and average, are cut over fsdp and grid jointly, along an axis of their width; heads and
-hidden units over tensor. Scanned layers keep their leading axis whole. Small vectors are everywhere. A batch is cut like the
-activations of its kind, see `activations.py`.
+hidden units over tensor. Stacked layers keep their leading axis whole. Small vectors are everywhere. A parameter that no module
+claims is an error. A batch is cut like the activations of its kind, see `activations.py`.
 """
 
 import functools
-import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx, traverse_util
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fourreal.errors import UserError
 from fourreal.parallel import activations
-from fourreal.parallel.mesh import LEAD, make_mesh
-
-if TYPE_CHECKING:
-    from fourreal.models.video_dit import VideoDiTConfig
+from fourreal.parallel.mesh import make_mesh
 
 FSDP, TENSOR = ("fsdp", "grid"), "tensor"
-ROOTS = ("base", "sync", "sigma_projection")  # where the paths of parameters begin
-SCANNED = ("base.blocks", "sync")  # where those of a layer begin
-
-# Pattern of the path, joined by dots -> the axes of the parameter. The first that matches counts.
-TABLE = (
-    (r"base\.blocks\.\w*attention\.(query|key|value)\.kernel", P(None, FSDP, TENSOR)),
-    (r"base\.blocks\.\w*attention\.(query|key|value)\.bias", P(None, TENSOR)),
-    (r"base\.blocks\.\w*attention\.(query|key)_norm\.scale", P(None, TENSOR)),
-    (r"base\.blocks\.\w*attention\.out\.kernel", P(None, TENSOR, FSDP)),
-    (r"base\.blocks\.mlp\.in_\.kernel", P(None, FSDP, TENSOR)),
-    (r"base\.blocks\.mlp\.in_\.bias", P(None, TENSOR)),
-    (r"base\.blocks\.mlp\.out\.kernel", P(None, TENSOR, FSDP)),
-    (r"base\.blocks\.(\w*attention|mlp)\.out\.bias", P()),
-    (r"base\.blocks\.cross_norm\.(scale|bias)", P()),
-    (r"base\.blocks\.modulation", P()),
-    (r"sync\.(mod_linear\.)?kernel", P(None, None, FSDP, None, TENSOR)),
-    (r"sync\.(mod_linear\.)?(bias|modulation)", P()),
-    (r"sigma_projection\.linear\.kernel", P(FSDP, None)),
-    (r"base\.((patch|hint|camera)_embed|(time|text)_embed\.in_)\.kernel", P(None, FSDP)),
-    (r"base\.(time_projection|(time|text)_embed\.out|head\.(out|copy_gate))\.kernel", P(FSDP, None)),
-    (r"(base|sigma_projection)\.[\w.]+\.bias", P()),
-    (r"base\.(context|given|head\.modulation)", P()),
-)
 
 
-def parameter_spec(path: str) -> P:
-    """The axes of the parameter with such a dotted path; raises ValueError for one that the table does not know."""
-    for pattern, axes in TABLE:
-        if re.fullmatch(pattern, path):
-            return axes
-    raise ValueError(f"no row of the layout table matches the parameter {path}: add one to fourreal/parallel/layout.py")
+class Claim(NamedTuple):
+    """What a module says of one of its parameters."""
+
+    spec: P
+    """the mesh axes that cut it"""
+    group: str
+    """what it trains with: base, attention, sync, conditions"""
+
+
+Table = Mapping[str, Claim]  # by path, joined by dots
+
+
+def claims(module: nnx.Module, path: str = "", stacked: bool = False, group: str = "base") -> dict[str, Claim]:
+    """What a module and the modules in it claim, by path."""
+    group = getattr(type(module), "group", group)
+    found = {}
+    for name, spec in getattr(type(module), "layout", {}).items():
+        found[path + name] = Claim(P(None, *spec) if stacked else spec, group)
+    for name, child in vars(module).items():
+        if isinstance(child, nnx.Module):
+            layers = stacked or name in getattr(type(module), "stacked", ())
+            found |= claims(child, f"{path}{name}.", layers, group)
+    return found
+
+
+def parameter_table(model: nnx.Module) -> Table:
+    """The claims on every parameter of a model. Raises TypeError for a parameter that no module claims."""
+    found = claims(model)
+    table = {}
+    for path in traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep="."):
+        if path not in found:
+            raise TypeError(
+                f"no module claims the parameter {path}: add it to the `layout` of the module that makes it"
+            )
+        table[path] = found[path]
+    return table
 
 
 def gather_layer(layer: tuple, dtype: jnp.dtype) -> tuple:
-    """A layer's parameters, (block,) or (block, sync), whole over fsdp and grid and with kernels in `dtype`, as it needs them.
+    """A layer's modules, (block,) or (block, sync), whole over fsdp and grid and with kernels in `dtype`, as it needs them.
 
     Backward sums their gradients straight into the parts, in `dtype`, in which the matmuls return them: a cast before the sum
     would not change the program, and matmuls that return fp32 would move twice the bytes. Left alone, XLA may rather move
@@ -66,12 +76,18 @@ def gather_layer(layer: tuple, dtype: jnp.dtype) -> tuple:
     if activations.axis_size(*FSDP) == 1:
         return layer
 
-    def gather(path: tuple, leaf: jax.Array) -> jax.Array:
-        names = jax.tree_util.keystr(path[1:], simple=True, separator=".").removesuffix(".value")
-        cut = P(*parameter_spec(f"{SCANNED[path[0].idx]}.{names}")[1:])  # without the axis of the layers
-        return _gather(leaf.astype(dtype), cut) if FSDP in cut else leaf
+    def whole(module: nnx.Module | None) -> nnx.Module | None:
+        if module is None:
+            return None
+        table = claims(module)
 
-    return jax.tree_util.tree_map_with_path(gather, layer)
+        def gather(path: tuple, leaf: jax.Array) -> jax.Array:
+            spec = table[jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")].spec
+            return _gather(leaf.astype(dtype), spec) if FSDP in spec else leaf
+
+        return jax.tree_util.tree_map_with_path(gather, module)
+
+    return tuple(whole(module) for module in layer)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -91,18 +107,18 @@ def _gather_backward(cut, _, gradient):
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def check_widths(config: "VideoDiTConfig") -> None:
-    """Raises ValueError where the ambient mesh does not cut the widths of a model into equal parts."""
+def check_widths(config: Any) -> None:
+    """Raises UserError where the ambient mesh does not cut a model's `width` and `mlp_width` into equal parts."""
     fsdp, grid, tensor = (activations.axis_size(axis) for axis in (*FSDP, TENSOR))
     for name in ("width", "mlp_width"):
         if (width := getattr(config, name)) % (fsdp * grid) or width % tensor:
-            raise ValueError(
+            raise UserError(
                 f"mesh.fsdp {fsdp} x mesh.grid {grid} and mesh.tensor {tensor} must divide model.{name} {width}: "
                 "give less of them and more of data"
             )
 
 
-def shardings(tree: Any) -> Any:
+def shardings(tree: Any, table: Table) -> Any:
     """Where parameters live on the ambient mesh, or anything whose paths end in theirs, as a training state does."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -110,40 +126,40 @@ def shardings(tree: Any) -> Any:
 
     def sharding(path: tuple, _: Any) -> NamedSharding:
         names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-        start = next((place for place, name in enumerate(names) if name in ROOTS), None)
-        return NamedSharding(mesh, P() if start is None else parameter_spec(".".join(names[start:])))
+        ends = (".".join(names[start:]) for start in range(len(names)))
+        return NamedSharding(mesh, next((table[end].spec for end in ends if end in table), P()))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def placed_shapes(tree: Any) -> Any:
-    """The shapes of such a tree with their places."""
-    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, shardings(tree))
+def placed_shapes(tree: Any, table: Table) -> Any:
+    """The shapes of such a tree with their shardings."""
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, shardings(tree, table))
 
 
-def jit_placed(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+def jit_placed(function: Callable[..., Any], table: Table, *arguments: Any) -> Callable[..., Any]:
     """`function` jitted, so that the parameters (or state) it returns for such arguments are made where they live."""
-    return jax.jit(function, out_shardings=shardings(jax.eval_shape(function, *arguments)))
+    return jax.jit(function, out_shardings=shardings(jax.eval_shape(function, *arguments), table))
 
 
-def batch_shapes(part: dict[str, np.ndarray], kind: str, parts: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and places of the whole batch's arrays, from one of its equal parts; `kind` is grid or clip."""
+def batch_shapes(part: Any, axes: Any, parts: int, lead: int) -> Any:
+    """Shapes and shardings of the whole batch's arrays, from one of its equal parts; see `activations.spec`."""
     mesh = jax.sharding.get_mesh()
 
-    def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:
+    def shape(x: np.ndarray, axes: int) -> jax.ShapeDtypeStruct:
         whole = jax.ShapeDtypeStruct((len(x) * parts, *x.shape[1:]), x.dtype)
-        at = NamedSharding(mesh, activations.spec(whole, LEAD[kind] if x.ndim > 1 else 1))
-        return jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=at)
+        sharding = NamedSharding(mesh, activations.spec(whole, lead, axes=axes))
+        return jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding)
 
-    return {name: shape(x) for name, x in part.items()}
+    return jax.tree.map(shape, part, axes)
 
 
-def share_of_batch(kind: str, size: int) -> tuple[int, int]:
+def share_of_batch(lead: int, size: int) -> tuple[int, int]:
     """(which, of how many): the part of a batch of `size` examples that this process's devices hold, in equal parts.
 
-    Processes that hold other views of the same examples have the same part.
+    Processes that hold other views of the same examples have the same part. `lead`: see `activations.spec`.
     """
-    axes = activations.spec(jax.ShapeDtypeStruct((size, 1), bool), LEAD[kind])[0]
+    axes = activations.spec(jax.ShapeDtypeStruct((size, 1), bool), lead)[0]
     sharding = NamedSharding(jax.sharding.get_mesh(), P(axes))
     rows = [index[0].indices(size)[:2] for index in sharding.addressable_devices_indices_map((size,)).values()]
     return smallest_part(min(start for start, _ in rows), max(end for _, end in rows), size)
@@ -161,11 +177,9 @@ def smallest_part(first: int, end: int, size: int) -> tuple[int, int]:
     return 0, 1
 
 
-def put_batch(
-    batch: dict[str, np.ndarray], shapes: dict[str, jax.ShapeDtypeStruct], part: tuple[int, int]
-) -> dict[str, jax.Array]:
-    """The arrays of a whole batch from this process's part of it."""
-    return {name: put(batch[name], shape.sharding, part) for name, shape in shapes.items()}
+def put_batch(batch: Any, shapes: Any, part: tuple[int, int]) -> Any:
+    """The arrays of a whole batch from this process's part of it; the batch may hold more than `shapes` asks for."""
+    return jax.tree.map(lambda shape, x: put(x, shape.sharding, part), shapes, batch)
 
 
 def put(x: np.ndarray, sharding: NamedSharding, part: tuple[int, int] = (0, 1)) -> jax.Array:

@@ -13,12 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fourreal.errors import UserError
+
 if TYPE_CHECKING:
     import jax
 
 AXES = ("data", "fsdp", "grid", "tensor")
-LEAD = {"grid": 2, "clip": 1}  # leading axes of an example's kind that a mesh cuts
-EXAMPLE_AXES = {2: ("data", "fsdp"), 1: ("data", "fsdp", "grid")}  # and over what it cuts the first
+# Over what a batch is cut, by how many leading axes of its arrays a mesh cuts, see `activations.spec`.
+EXAMPLE_AXES = {2: ("data", "fsdp"), 1: ("data", "fsdp", "grid")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,9 @@ class MeshConfig:
         sizes = dataclasses.asdict(self)
         for axis, size in sizes.items():
             if size < 1 and size != -1:
-                raise ValueError(f"mesh.{axis} is {size}: give 1 or more, or -1 for all devices that are left")
+                raise UserError(f"mesh.{axis} is {size}: give 1 or more, or -1 for all devices that are left")
         if list(sizes.values()).count(-1) > 1:
-            raise ValueError(f"mesh {describe(sizes)}: only one axis can be -1, all devices that are left")
+            raise UserError(f"mesh {describe(sizes)}: only one axis can be -1, all devices that are left")
 
     def sizes(self, devices: int, slices: int = 1) -> dict[str, int]:
         """The size of every axis on so many devices; raises ValueError where they do not come out."""
@@ -48,12 +50,12 @@ class MeshConfig:
         fixed = math.prod(size for size in sizes.values() if size != -1)
         sizes = {axis: devices // fixed if size == -1 else size for axis, size in sizes.items()}
         if math.prod(sizes.values()) != devices:
-            raise ValueError(
+            raise UserError(
                 f"mesh {describe(dataclasses.asdict(self))} on {devices} devices: the sizes' product must be {devices}; "
                 "give -1 for one axis, and sizes for the others that divide it"
             )
         if sizes["data"] % slices:
-            raise ValueError(
+            raise UserError(
                 f"mesh.data is {sizes['data']} on {slices} slices: only data crosses slices, so give a multiple of {slices}"
             )
         return sizes

@@ -5,32 +5,38 @@ import itertools
 import math
 import os
 import platform
+import re
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fourreal.conditions import Condition
+from fourreal.diffusion.samplers import Euler, Sampler
+from fourreal.errors import UserError
+from fourreal.options import read_options
 from fourreal.parallel.mesh import MeshConfig
+from fourreal.sampling.pipeline import STEPS
+from fourreal.serialize import to_json
 
 if TYPE_CHECKING:
-    from fourreal.models.cameras import Cameras
-    from fourreal.parallel.distributed import Peers
+    from fourreal.checkpoints.specs import ModelSpec
+    from fourreal.host.processes import Peers
     from fourreal.sampling.inputs import GridInput
 
 PATH = tyro.conf.arg(metavar="PATH")
-MOST_STEPS = 1000
+MOST_STEPS, MOST_SEEDS = 1000, 1000
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "av")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Sample a grid of frames over view and time from any cells of it.
+class Inputs:
+    """The model, and what it is given.
 
-    Without inputs it takes a bundled test grid, of which view 0 and time 0 are given. A path may be a video, a gif, an
-    npz with frames [f, h, w, 3], a picture, a folder of pictures or a quoted glob.
+    A path may be a video, a gif, an npz with frames [f, h, w, 3], a picture, a folder of pictures or a quoted glob.
     """
 
     checkpoint: str = "nano"
@@ -47,36 +53,90 @@ class Sample:
     """folder or quoted glob of synchronised videos, one per view; in order of their names they fill views 0, 1, ..."""
     grid: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """a test grid instead of inputs: a bundled name, or an npz with frames uint8 [v, t, h, w, 3]"""
-    cameras: Annotated[str | None, PATH] = None
-    """transforms.json in nerfstudio's form, one camera a view, for a checkpoint with cameras; none: not a test grid's own"""
-    trajectory: Annotated[str | None, tyro.conf.arg(metavar="NAME[:AMOUNT]")] = None
-    """cameras along a path instead: orbit:60 (degrees around the subject), arc:60 (rising too), rise:20, dolly:0.3 (nearer)"""
-    fov: float = 40.0
-    """field of view of a trajectory's cameras across the picture, in degrees"""
-    elevation: float = 20.0
-    """how far a trajectory's first camera looks down, in degrees"""
     frames: Annotated[str | None, tyro.conf.arg(metavar="A:B[:STEP]")] = None
     """which frames of a longer video: a:b spread evenly over that range, a:b:step each step-th from a; else over all"""
     crop: Literal["center", "pad"] = "center"
-    """how another aspect ratio becomes the model's: cut the sides, or add black bars"""
-    steps: int = 8
+    """how another aspect ratio becomes the grid's: cut the sides, or add black bars"""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is sampled, and how; size and numbers are those of the checkpoint's training by default."""
+
+    num_views: int | None = None
+    """views of the grid"""
+    num_times: int | None = None
+    """times of the grid"""
+    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None
+    """of a frame in pixels; multiples of the model's patch"""
+    steps: int = STEPS
     """denoising steps"""
     guidance_scale: float = 1.0
     """classifier-free guidance over the given cells; 1 is none, and half the work"""
-    method: Literal["euler", "heun"] = "euler"
-    """how the flow is integrated; heun takes twice the time a step"""
+    method: Sampler = Euler()
+    """how the flow is integrated: euler; heun, which takes twice the time a step; unipc, of order 2 at euler's price"""
     seed: int = 0
     """the noise of a cell depends on (seed, view, time) only"""
-    mesh: MeshConfig = MeshConfig()
-    """devices along each axis; by default as many along grid as divide views and times"""
+    seeds: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """seeds A to B - 1 instead, each in a folder of its own, as if sampled alone"""
+
+    def chosen(self) -> list[int]:
+        """The seeds. Raises UserError for what is none."""
+        if self.seeds is None:
+            seeds = [self.seed]
+        else:
+            found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", self.seeds)
+            seeds = range(int(found[1]), int(found[2])) if found else range(0)
+            if not 0 < len(seeds) <= MOST_SEEDS:
+                raise UserError(
+                    f"--seeds {self.seeds}: expected A:B with A below B, as 0:8, at most {MOST_SEEDS} seeds"
+                )
+            if self.seed != type(self).seed:
+                raise UserError("--seed and --seeds both say it: give one")
+        for seed in (seeds[0], seeds[-1]):
+            if not 0 <= seed < 2**32:
+                raise UserError(f"--seed {seed}: give 0 to 2^32 - 1")
+        return list(seeds)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written."""
+
     out: Annotated[str | None, PATH] = None
-    """folder to write; by default a new one, out/NAME-CHECKPOINT-seedN"""
+    """folder to write; by default a new one, out/NAME-CHECKPOINT-seedN; with --seeds, of the folders seedN"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace the folder if it exists"""
 
+
+@dataclass(frozen=True)
+class Sample:
+    """Sample a grid of frames over view and time from any cells of it.
+
+    Without inputs it takes a bundled test grid, of which view 0 and time 0 are given.
+    """
+
+    inputs: tyro.conf.OmitArgPrefixes[Inputs] = Inputs()
+    sampling: tyro.conf.OmitArgPrefixes[Sampling] = Sampling()
+    output: tyro.conf.OmitArgPrefixes[Output] = Output()
+    mesh: MeshConfig = MeshConfig()
+    """devices along each axis; by default as many along grid as divide views and times"""
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> "Sample":
+        """Reads the options, with those of every condition that an imported module defines."""
+        fields = [
+            (kind.kind, tyro.conf.OmitArgPrefixes[kind.Options], field(default=kind.Options()))
+            for kind in Condition.kinds()
+            if kind.Options is not None
+        ]
+        every = make_dataclass("EverySample", fields, bases=(cls,), frozen=True)
+        every.__doc__ = cls.__doc__
+        return read_options(every, argv, prog)
+
     def run(self) -> None:
         """Samples; of several processes the first one prints and writes."""
-        from fourreal.parallel import distributed
+        from fourreal.host import processes as distributed
 
         with contextlib.ExitStack() as stack:
             peers = stack.enter_context(distributed.start("sample"))
@@ -85,116 +145,134 @@ class Sample:
             self.sample(peers)
 
     def sample(self, peers: "Peers") -> None:
-        """As one of these processes. Checks the inputs before any weights load; raises ValueError or OSError with one line."""
-        from fourreal.models.checkpoints import describe_checkpoint
-        from fourreal.sampling.export import check_destination
+        """As one of these processes. Checks the inputs before any weights load; raises UserError or OSError with one line."""
+        from fourreal.checkpoints.specs import check_shape, describe_checkpoint
+        from fourreal.sampling.results import check_destination
 
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise ValueError(f"--steps {self.steps}: give 1 to {MOST_STEPS} steps")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed {self.seed}: give 0 to 2^32 - 1")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"--guidance-scale {self.guidance_scale}: give 0 or more; 1 is no guidance")
-        if self.trajectory is None and (self.fov, self.elevation) != (type(self).fov, type(self).elevation):
-            raise ValueError(
-                "--fov and --elevation describe the cameras of a trajectory: add --trajectory, as orbit:60"
-            )
-        out = None if self.out is None else Path(os.path.expanduser(self.out))
-        if out:
-            peers.of_first("destination", lambda: check_destination(out, self.overwrite))
-        described = describe_checkpoint(self.checkpoint)
-        shape = (described.views, described.times, described.size, described.size)
-        inputs = self.read_inputs(shape)
-        cameras, line = self.read_cameras(described.model.cameras, inputs)
-        out = out or _free(Path(f"out/{inputs.name}-{Path(self.checkpoint).name}-seed{self.seed}"))
-        peers.of_first("destination", lambda: check_destination(out, self.overwrite))
+        sampling, seeds = self.sampling, self.sampling.chosen()
+        if not 1 <= sampling.steps <= MOST_STEPS:
+            raise UserError(f"--steps {sampling.steps}: give 1 to {MOST_STEPS} steps")
+        if not 0 <= sampling.guidance_scale < math.inf:
+            raise UserError(f"--guidance-scale {sampling.guidance_scale}: give 0 or more; 1 is no guidance")
+        out = None if self.output.out is None else Path(os.path.expanduser(self.output.out))
+        folders = {seed: out if sampling.seeds is None else out and out / f"seed{seed}" for seed in seeds}
+
+        def check() -> None:
+            for folder in folders.values():
+                if folder:
+                    check_destination(folder, self.output.overwrite)
+
+        peers.of_first("destination", check)
+        spec = describe_checkpoint(self.inputs.checkpoint)
+        views = spec.views if sampling.num_views is None else sampling.num_views
+        times = spec.times if sampling.num_times is None else sampling.num_times
+        size = spec.size if sampling.size is None else sampling.size
+        check_shape(spec, views, times, size)
+        inputs = self.read_inputs((views, times, *size))
+        told, line = self.read_conditions(spec, inputs)
+        for seed in seeds:
+            default = _free(Path(f"out/{inputs.name}-{Path(self.inputs.checkpoint).name}-seed{seed}"))
+            folders[seed] = folders[seed] or default
+        peers.of_first("destination", check)
         for note in inputs.notes:
             print(note)
         if inputs.given.all():
-            raise ValueError("every cell of the grid is given, so there is nothing to sample: leave some out")
+            raise UserError("every cell of the grid is given, so there is nothing to sample: leave some out")
         cells = f"{inputs.given.sum()} of {inputs.given.size} cells given"
-        print(f"{inputs.name}: {shape[0]} views x {shape[1]} times at {shape[2]}x{shape[3]}, {cells}{line}", flush=True)
-        self._sample(inputs, cameras, out, peers)
+        print(f"{inputs.name}: {views} views x {times} times at {size[0]}x{size[1]}, {cells}{line}", flush=True)
+        self._sample(inputs, told, folders, peers)
 
     def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
         """The inputs that the options name, in a grid of `shape` (views, times, height, width)."""
         from fourreal.sampling.inputs import parse_placement, place_views, read_grid, read_placements
 
-        sugar = ((self.video, "v=0"), (self.orbit, "t=0"), (self.image, "v=0,t=0"))
-        texts = [*self.given, *(f"{path}@{place}" for path, place in sugar if path is not None)]
+        ours = self.inputs
+        sugar = ((ours.video, "v=0"), (ours.orbit, "t=0"), (ours.image, "v=0,t=0"))
+        texts = [*ours.given, *(f"{path}@{place}" for path, place in sugar if path is not None)]
         placements = [parse_placement(text) for text in texts]
         notes = ()
-        if self.views is not None:
-            in_views, line = place_views(self.views, shape[0])
+        if ours.views is not None:
+            in_views, line = place_views(ours.views, shape[0])
             placements, notes = placements + in_views, (line,)
         if not placements:
-            if self.frames is not None:
-                raise ValueError(f"--frames {self.frames} cuts videos, and there is none: give one, or leave it out")
-            return read_grid(self.grid, shape, crop=self.crop)
-        if self.grid is not None:
-            raise ValueError("--grid brings its own given cells; leave it out, or leave out all other inputs")
-        inputs = read_placements(placements, shape, frames=self.frames, crop=self.crop)
+            if ours.frames is not None:
+                raise UserError(f"--frames {ours.frames} cuts videos, and there is none: give one, or leave it out")
+            return read_grid(ours.grid, shape, crop=ours.crop)
+        if ours.grid is not None:
+            raise UserError("--grid brings its own given cells; leave it out, or leave out all other inputs")
+        inputs = read_placements(placements, shape, frames=ours.frames, crop=ours.crop)
         return replace(inputs, notes=(*notes, *inputs.notes))
 
-    def read_cameras(self, taken: bool, inputs: "GridInput") -> tuple["Cameras | None", str]:
-        """The cameras that the model is told, by default those of a test grid, and the words that say so."""
-        from fourreal.models.cameras import Cameras
-        from fourreal.sampling.cameras import read_transforms, trajectory
+    def read_conditions(self, spec: "ModelSpec", inputs: "GridInput") -> tuple[dict[str, Any], str]:
+        """What the model is told besides the given cells, by name, and the words that say so."""
+        told, words = {}, ""
+        taken = {condition.name: condition for condition in spec.model.conditions}
+        for kind in Condition.kinds():
+            options = getattr(self, kind.kind, None)
+            if options is None:
+                continue
+            said = kind.check_options(options)
+            if said and kind.kind not in taken:
+                raise UserError(
+                    f"{said}: the checkpoint {self.inputs.checkpoint} takes no {kind.kind}; train one with "
+                    f"--model.conditions ... {kind.kind}"
+                )
+            if kind.kind in taken:
+                value, line = taken[kind.kind].from_options(options, inputs)
+                told |= {} if value is None else {kind.kind: value}
+                words += line
+        return told, words
 
-        views, _, *size, _ = inputs.frames.shape
-        if self.cameras is not None and self.trajectory is not None:
-            raise ValueError("--cameras and --trajectory both say where the cameras are: give one")
-        if not taken and (self.trajectory or self.cameras not in (None, "none")):
-            option = "--trajectory" if self.trajectory else "--cameras"
-            raise ValueError(
-                f"{option}: the checkpoint {self.checkpoint} takes no cameras; train one with --model.cameras"
-            )
-        if self.trajectory is not None:
-            found = trajectory(self.trajectory, views, tuple(size), self.fov, self.elevation)
-            return found, f", cameras: {self.trajectory}"
-        if self.cameras not in (None, "none"):
-            found, line = read_transforms(self.cameras, views, tuple(size), self.crop)
-            return found, f", cameras: {line}"
-        if taken and self.cameras is None and inputs.K is not None and inputs.c2w is not None:
-            return Cameras(inputs.K, inputs.c2w), ", with its cameras"
-        return None, ""
-
-    def _sample(self, inputs: "GridInput", cameras: "Cameras | None", out: Path, peers: "Peers") -> None:
-        from fourreal.sampling.export import GridResult, score_table, scores, write_result
+    def _sample(self, inputs: "GridInput", told: dict[str, Any], folders: dict[int, Path], peers: "Peers") -> None:
         from fourreal.sampling.pipeline import load_pipeline
+        from fourreal.sampling.results import GridResult, score_table, scores, write_result
 
-        start = time.perf_counter()
-        pipe = load_pipeline(self.checkpoint, None if self.mesh == MeshConfig() else self.mesh)
-        loaded = time.perf_counter()
-        sampled = pipe(
-            inputs.frames,
-            inputs.given,
-            cameras=cameras,
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            method=self.method,
-            seed=self.seed,
-        )
-        done = time.perf_counter()
-        if not peers.first:
-            return
-        about = {
-            "options": asdict(self),
-            "model": asdict(pipe.config),
-            "weights_hash": pipe.weights_hash,
-            "notes": list(inputs.notes),
-            "versions": _versions(),
-            "timings_s": {"load": round(loaded - start, 3), "sample": round(done - loaded, 3)},
-            "peak_memory_gib": _peak_memory(),
+        sampling, start = self.sampling, time.perf_counter()
+        pipe = load_pipeline(self.inputs.checkpoint, None if self.mesh == MeshConfig() else self.mesh)
+        loaded = time.perf_counter() - start
+        for seed, out in folders.items():
+            start = time.perf_counter()
+            sampled = pipe(
+                inputs.frames,
+                inputs.given,
+                conditions=told,
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                method=sampling.method,
+                seed=seed,
+            )
+            took = time.perf_counter() - start
+            if not peers.first:
+                continue
+            about = {
+                "options": self.options(seed),
+                "model": to_json(pipe.config),
+                "weights_hash": pipe.weights_hash,
+                "notes": list(inputs.notes),
+                "versions": _versions(),
+                "timings_s": {"load": round(loaded, 3), "sample": round(took, 3)},
+                "peak_memory_gib": _peak_memory(),
+            }
+            cameras = told.get("cameras")
+            K, c2w, focus = (inputs.K, inputs.c2w, None) if cameras is None else cameras[:3]
+            focus = None if focus is None else float(focus)
+            result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus)
+            index = write_result(out, result, overwrite=self.output.overwrite)
+            compiled = " (compilation included)" if seed == next(iter(folders)) else ""
+            print(f"sampled {sampling.steps} steps in {took:.1f} s, seed {seed}{compiled}")
+            if table := scores(result):
+                print(score_table(table, int((~inputs.given).sum())))
+            print(f"open {index}")
+
+    def options(self, seed: int) -> dict[str, Any]:
+        """All options by name, as metadata.json has them, of one seed."""
+        groups = [value for name, value in vars(self).items() if name != "mesh"]
+        merged = {name: value for group in groups for name, value in vars(group).items()}
+        return {name: to_json(value) for name, value in merged.items()} | {
+            "method": self.sampling.method.to_text(),
+            "seed": seed,
+            "mesh": to_json(self.mesh),
         }
-        K, c2w, focus = (inputs.K, inputs.c2w, None) if cameras is None else cameras[:3]
-        focus = None if focus is None else float(focus)
-        result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus)
-        index = write_result(out, result, overwrite=self.overwrite)
-        print(f"sampled {self.steps} steps in {done - loaded:.1f} s, seed {self.seed} (compilation included)")
-        if table := scores(result):
-            print(score_table(table, int((~inputs.given).sum())))
-        print(f"open {index}")
 
 
 def _free(folder: Path) -> Path:

@@ -21,18 +21,12 @@ from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from fourreal.evaluation.metrics import psnr
+from fourreal.errors import MissingFile, UserError
 from fourreal.grid import even_cut
-from fourreal.sampling.media import (
-    Crop,
-    choose_frames,
-    fit,
-    fit_intrinsics,
-    natural_order,
-    open_clip,
-    read_array,
-    read_frames,
-)
+from fourreal.media.clips import choose_frames, natural_order, open_clip, read_frames
+from fourreal.media.npz import read_array
+from fourreal.media.pictures import Crop, fit, fit_intrinsics
+from fourreal.metrics.pixels import psnr
 
 GRIDS = Path(__file__).parents[1] / "assets" / "grids"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".gif", ".npz")
@@ -63,6 +57,8 @@ class GridInput:
     K: Float[np.ndarray, "v 3 3"] | None = None
     c2w: Float[np.ndarray, "v 4 4"] | None = None
     notes: tuple[str, ...] = field(default=())
+    crop: Crop = "center"
+    """how pictures were brought to size"""
 
 
 def parse_placement(text: str) -> Placement:
@@ -71,7 +67,7 @@ def parse_placement(text: str) -> Placement:
     axes = re.findall(r"([vt])=([0-9]{1,9})", place)
     whole = ",".join("=".join(axis) for axis in axes) == place
     if not path or not axes or not whole or len(dict(axes)) != len(axes):
-        raise ValueError(f"--given {text}: it does not say where; end it in @v=N (a view), @t=N (a time) or @v=N,t=N")
+        raise UserError(f"--given {text}: it does not say where; end it in @v=N (a view), @t=N (a time) or @v=N,t=N")
     cell = dict(axes)
     return Placement(path, *(int(cell[axis]) if axis in cell else None for axis in "vt"))
 
@@ -86,7 +82,7 @@ def read_placements(
     """Reads every clip into its cells of a grid of `shape` (views, times, height, width). `frames`: see choose_frames.
 
     Raises ValueError for a place outside the grid, a cell that is given twice and a clip that is too short, before it
-    decodes anything; FileNotFoundError and MediaError as `open_clip` does.
+    decodes anything; errors as `open_clip` does.
     """
     views, times, height, width = shape
     owner: dict[tuple[int, int], Placement] = {}
@@ -101,7 +97,7 @@ def read_placements(
             other = owner.setdefault(cell, placement)
             if other is not placement:
                 if not _cross(other, placement):
-                    raise ValueError(
+                    raise UserError(
                         f"cell v={cell[0]},t={cell[1]} is given twice, by {other} and by {placement}: leave one out"
                     )
                 shared.append((cell, other, placement))
@@ -119,7 +115,7 @@ def read_placements(
         notes.append(_crossing_note(cell, first, second, psnr(crossing[cell, second], grid[cell])))
     given = np.zeros((views, times), bool)
     given[tuple(np.array(list(owner)).T)] = True
-    return GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes))
+    return GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes), crop=crop)
 
 
 def place_views(path: str, views: int) -> tuple[list[Placement], str]:
@@ -135,12 +131,12 @@ def place_views(path: str, views: int) -> tuple[list[Placement], str]:
     else:
         found = [Path(match) for match in glob.glob(str(folder), recursive=True)]
     if not found:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"--views {path}: no videos there; expected one video or folder of pictures per view "
             "(pictures of one moment: --orbit; of one camera: --video)"
         )
     if len(found) > views:
-        raise ValueError(
+        raise UserError(
             f"--views {path}: {len(found)} videos, but the checkpoint has {views} views; choose with a glob"
         )
     found = sorted(found, key=natural_order)
@@ -162,7 +158,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
     notes, chosen = [], []
     for axis, have, want in (("views", frames.shape[0], views), ("times", frames.shape[1], times)):
         if have < want:
-            raise ValueError(f"{path}: {have} {axis}, but the checkpoint's grid has {want}; give a larger grid")
+            raise UserError(f"{path}: {have} {axis}, but the checkpoint's grid has {want}; give a larger grid")
         chosen.append(even_cut(have, want))
         if have > want:
             notes.append(f"{path.name}: {have} {axis} -> {', '.join(map(str, chosen[-1]))}")
@@ -181,6 +177,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
         K=None if K is None else fit_intrinsics(K[chosen[0]], old_size, tuple(size), crop),
         c2w=None if c2w is None else c2w[chosen[0]],
         notes=tuple(notes),
+        crop=crop,
     )
 
 
@@ -192,7 +189,7 @@ def _name_of(path: str) -> str:
 def _cells(placement: Placement, views: int, times: int) -> list[tuple[int, int]]:
     for word, value, count in (("view", placement.view, views), ("time", placement.time, times)):
         if value is not None and value >= count:
-            raise ValueError(f"--given {placement}: there is no {word} {value}; the grid has {word}s 0 to {count - 1}")
+            raise UserError(f"--given {placement}: there is no {word} {value}; the grid has {word}s 0 to {count - 1}")
     in_view = range(views) if placement.view is None else [placement.view]
     in_time = range(times) if placement.time is None else [placement.time]
     return [(v, t) for v in in_view for t in in_time]
@@ -217,7 +214,7 @@ def _find_grid(grid: str | None) -> Path:
     names = [path.stem for path in bundled]
     if grid is None:
         if not bundled:
-            raise FileNotFoundError("this installation holds no test grids; name one with --grid PATH.npz")
+            raise MissingFile("this installation holds no test grids; name one with --grid PATH.npz")
         return bundled[0]
     if grid in names:
         return bundled[names.index(grid)]
@@ -226,27 +223,25 @@ def _find_grid(grid: str | None) -> Path:
         return path
     near = difflib.get_close_matches(grid, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise FileNotFoundError(
-        f"--grid {grid}: neither a file nor a bundled grid ({', '.join(names) or 'none here'}){hint}"
-    )
+    raise MissingFile(f"--grid {grid}: neither a file nor a bundled grid ({', '.join(names) or 'none here'}){hint}")
 
 
 def _load_grid(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     try:
         arrays = {name: read_array(path, name) for name in ("frames", "K", "c2w")}
     except Exception as error:  # a damaged archive can make its readers raise anything
-        raise ValueError(f"{path}: cannot be read as npz ({error}); expected frames uint8 [v, t, h, w, 3]") from error
+        raise UserError(f"{path}: cannot be read as npz ({error}); expected frames uint8 [v, t, h, w, 3]") from error
     frames, K, c2w = arrays.values()
     if frames is None or frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         have = "missing" if frames is None else f"{frames.dtype} {list(frames.shape)}"
-        raise ValueError(f"{path}: `frames` is {have}; expected uint8 [v, t, h, w, 3]")
+        raise UserError(f"{path}: `frames` is {have}; expected uint8 [v, t, h, w, 3]")
     for name, array, side in (("K", K, 3), ("c2w", c2w, 4)):
         if array is not None and array.shape != (len(frames), side, side):
-            raise ValueError(
+            raise UserError(
                 f"{path}: `{name}` is {list(array.shape)}; expected [{len(frames)}, {side}, {side}], one a view"
             )
         if array is not None and (array.dtype.kind not in "fiu" or not np.isfinite(array).all()):
-            raise ValueError(
+            raise UserError(
                 f"{path}: `{name}` ({array.dtype}) is not finite numbers; expected float32, or leave it out"
             )
     return frames, K, c2w

@@ -6,25 +6,34 @@ result = pipe(frames, given)                    # uint8 [v t h w 3], bool [v t] 
 
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 
-from fourreal.diffusion.guidance import Guidance
-from fourreal.diffusion.samplers import cell_noise, noise_levels, sample_grid
-from fourreal.grid import to_uint8, to_unit
-from fourreal.models.build import Params, make_forward, split_model
-from fourreal.models.cameras import Cameras, check_cameras
-from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
-from fourreal.models.kernels import AttentionConfig, resolve_kernel
-from fourreal.models.weights import fit_weights, open_weights, read_placed, weights_hash
+from fourreal.checkpoints.specs import ModelSpec, check_shape, describe_checkpoint, weights_folder
+from fourreal.checkpoints.weights import fit_weights, open_weights, read_placed, weights_hash
+from fourreal.conditions.condition import Conditions
+from fourreal.diffusion.denoiser import make_denoiser
+from fourreal.diffusion.guidance import scale_branches
+from fourreal.diffusion.noise import cell_noise
+from fourreal.diffusion.samplers import Sampler
+from fourreal.diffusion.stage import Stage
+from fourreal.errors import UserError
+from fourreal.models.build import Params, model_table, split_model
+from fourreal.nn.kernels import AttentionConfig, resolve_kernel
+from fourreal.options import import_extensions
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import MeshConfig, count_slices, fit_mesh, make_mesh
+from fourreal.scene import Cameras
+
+STEPS = 4  # by default: the bundled model scores best there
 
 
 class GridPipeline:
@@ -50,104 +59,138 @@ class GridPipeline:
         self.mesh = mesh
         platform = self.mesh.devices.flat[0].platform
         kernel = resolve_kernel(attention, platform, spec.model.head_size, spec.model.dtype)
-        graph, _ = split_model(spec.model, spec.grid, kernel)
+        self.denoiser = make_denoiser(spec.model, spec.grid, kernel)
         with jax.set_mesh(self.mesh):
             layout.check_widths(spec.model)
-            self.params = jax.tree.map(read_placed, params, layout.shardings(params))
-        self._forward = make_forward(graph)
+            places = layout.shardings(params, model_table(spec.model, spec.grid))
+            self.params = jax.tree.map(read_placed, params, places)
+        self._codec = spec.codec.parameters()
         whole = NamedSharding(self.mesh, P())  # every process can read the results
-        self._sample = jax.jit(
-            self._sample_unjitted, static_argnames=("steps", "guidance", "method"), out_shardings=whole
-        )
+        static = ("sampler", "steps", "branches")
+        self._sample = jax.jit(self._sample_unjitted, static_argnames=static, out_shardings=whole)
 
     def __call__(
         self,
         frames: UInt8[np.ndarray, "v t h w 3"],
         given: Bool[np.ndarray, "v t"],
         *,
-        text: Float[np.ndarray, "l k"] | None = None,
+        text: Any = None,
         cameras: Cameras | None = None,
-        steps: int = 8,
+        conditions: Conditions | None = None,
+        steps: int | None = None,
         guidance_scale: float = 1.0,
-        method: str = "euler",
-        seed: int = 0,
+        method: str | Sampler = "euler",
+        seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "v t h w 3"]:
         """The grid with its unknown cells sampled; given cells come back bit for bit.
 
         Args:
-            frames: pixels; only the given cells are read.
+            frames: pixels; only the given cells are read. Any numbers of views and times, any size that the patch divides.
             given: which cells are inputs; any subset, also none.
-            text: embedded prompt, for models with text.
+            text: features [l k] of a prompt, for models with text.
             cameras: one a view, K [v 3 3] in pixels of `frames` and c2w [v 4 4], for models with cameras.
-            steps: denoising steps.
-            method: euler, or heun, which evaluates the model twice a step.
+            conditions: further ones, or these, by name.
+            steps: denoising steps, 4 by default.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
-            seed: of the noise; each cell's is keyed by (seed, v, t).
+            method: euler; heun, which evaluates the model twice a step; unipc, of order 2; or a sampler.
+            seed: of the noise; each cell's is keyed by (seed, v, t). Several give [seeds v t h w 3], each as if alone.
 
-        Raises ValueError for frames that are no uint8 grid or whose sides the model's patch does not divide, for cameras
+        Raises UserError for frames that are no uint8 grid or whose sides the model's patch does not divide, for conditions
         that are none or that the model does not take, and for a sample that is not finite.
         """
         frames, given = np.asarray(frames), np.asarray(given)
+        steps = STEPS if steps is None else steps
+        self._check(frames, given)
+        seeds = [seed] if np.ndim(seed) == 0 else list(seed)
+        for each in seeds:
+            if steps < 1 or not 0 <= each < 2**32:
+                raise UserError(f"{steps} steps, seed {each}: expected at least 1 step and a seed from 0 to 2^32 - 1")
+        told = self._told({**(conditions or {}), "text": text, "cameras": cameras}, *frames.shape[:2])
+        sampler = Sampler.named(method)() if isinstance(method, str) else method
+        branches, weights = scale_branches(guidance_scale)
+        known = np.where(given[..., None, None, None], frames, 0)[None]
+        latents = self.config.codec.known(given)[None]
+        times, *frame = self.config.codec.shape(*frames.shape[1:4])
+        grids = []
+        for each in seeds:
+            noise = np.asarray(cell_noise(int(each), len(frames), times, tuple(frame)))[None]
+            with jax.set_mesh(self.mesh):
+                sampled, finite = self._sample(
+                    self.params,
+                    self._codec,
+                    known,
+                    latents,
+                    noise,
+                    told,
+                    weights,
+                    sampler=sampler,
+                    steps=steps,
+                    branches=branches,
+                )
+            if not finite.all():
+                raise UserError(
+                    f"{steps} steps at guidance scale {guidance_scale:g} gave numbers that are not finite, expected pixels: "
+                    "give a smaller scale (1 is no guidance), or take other weights"
+                )
+            grids.append(np.where(given[..., None, None, None], frames, np.asarray(sampled[0])))
+        return grids[0] if np.ndim(seed) == 0 else np.stack(grids)
+
+    def _check(self, frames: np.ndarray, given: np.ndarray) -> None:
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}: expected uint8 [views, times, h, w, 3]")
+            raise UserError(f"frames are {frames.dtype} {list(frames.shape)}: expected uint8 [views, times, h, w, 3]")
         if given.shape != frames.shape[:2] or given.dtype != bool:
-            raise ValueError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
-        if steps < 1 or not 0 <= seed < 2**32:
-            raise ValueError(f"{steps} steps, seed {seed}: expected at least 1 step and a seed from 0 to 2^32 - 1")
-        if cameras is not None:
-            if not self.config.model.cameras:
-                raise ValueError("this checkpoint takes no cameras; train one with --model.cameras")
-            check_cameras(cameras, len(frames))
-            cameras = jax.tree.map(lambda array: np.asarray(array, np.float32)[None], cameras)
-        guidance = Guidance(given=guidance_scale, text=guidance_scale)
-        known = np.where(given[..., None, None, None], frames, 0)
-        noise = np.asarray(cell_noise(seed, *frames.shape[:2], frames.shape[2:]))
-        conditions = {"text": text, "cameras": cameras}
-        with jax.set_mesh(self.mesh):
-            sampled, finite = self._sample(
-                self.params, known, given, noise, conditions, steps=steps, guidance=guidance, method=method
-            )
-        if not finite:
-            raise ValueError(
-                f"{steps} steps at guidance scale {guidance_scale:g} gave numbers that are not finite, expected pixels: "
-                "give a smaller scale (1 is no guidance), or take other weights"
-            )
-        return np.where(given[..., None, None, None], frames, np.asarray(sampled))
+            raise UserError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
+        check_shape(self.config, *frames.shape[:2], frames.shape[2:4])
+
+    def _told(self, conditions: Conditions, views: int, times: int) -> Conditions:
+        """The conditions of one grid, checked, with a batch axis."""
+        listed = {condition.name: condition for condition in self.config.model.conditions}
+        told = {}
+        for name, value in conditions.items():
+            if value is None:
+                continue
+            if name not in listed:
+                raise UserError(f"this checkpoint takes no {name}; train one with --model.conditions ... {name}")
+            told[name] = jax.tree.map(lambda array: array[None], listed[name].check(value, views, times))
+        return told
 
     def _sample_unjitted(
-        self, params, frames, given, noise, conditions, *, steps: int, guidance: Guidance, method: str
+        self,
+        params: Params,
+        codec: Any,
+        frames: Any,
+        given: Any,
+        noise: Any,
+        conditions: Any,
+        weights: Any,
+        **static: Any,
     ) -> tuple[jax.Array, jax.Array]:
-        """The pixels, and whether the numbers behind them are finite."""
-        model = functools.partial(self._forward, params)
-        text = None if conditions["text"] is None else conditions["text"][None]
-        x = sample_grid(
-            model,
-            to_unit(frames)[None],
-            given[None],
-            noise[None],
-            noise_levels(steps, self.config.shift),
-            self.config.model.prediction,
-            guidance,
-            method,
-            text=text,
-            null_text=None if text is None else jnp.zeros_like(text),
-            cameras=conditions["cameras"],
-        )
-        return to_uint8(x[0]), jnp.isfinite(x).all()
+        stage = Stage(self.denoiser, self.config.codec, static.pop("sampler"), self.config.shift)
+        return stage(params, codec, frames, given, noise, conditions, weights=weights, **static)
+
+    @functools.cached_property
+    def cameras_taken(self) -> bool:
+        """Whether the model can be told cameras."""
+        return any(condition.name == "cameras" for condition in self.config.model.conditions)
 
 
 def load_pipeline(
-    name: str | Path, mesh: MeshConfig | None = None, attention: AttentionConfig = AttentionConfig()
+    name: str | Path,
+    mesh: MeshConfig | None = None,
+    attention: AttentionConfig = AttentionConfig(),
+    extensions: Sequence[str | ModuleType] = (),
 ) -> GridPipeline:
     """The pipeline of a bundled checkpoint, a run's folder or a folder of weights, on all devices.
 
     By default a grid is cut over as many devices as divide its views and times. Of several processes each reads the weights
-    that its devices hold, and the first one hashes the file. Raises FileNotFoundError for an unknown name
-    (with the nearest known one), ValueError for broken weights and for a mesh that does not fit.
+    that its devices hold, and the first one hashes the file. A checkpoint with conditions, fusions or codecs of other modules
+    needs these to be imported, as naming them in `extensions` does. Raises MissingFile for an unknown name
+    (with the nearest known one), UserError for broken weights and for a mesh that does not fit.
     """
+    import_extensions(extensions)
     folder, spec = weights_folder(name), describe_checkpoint(name)
-    if spec.grid is None:
-        raise ValueError(f"{name} is a base on clips: train a grid model on it first (train.py ... --init-from {name})")
+    if spec.grid.fusion == "base":
+        raise UserError(f"{name} is a base on clips: train a grid model on it first (train.py ... --init-from {name})")
     _, shapes = split_model(spec.model, spec.grid)
     with open_weights(folder) as tensors:
         params = fit_weights(tensors, shapes, str(folder))

@@ -1,1 +1,1 @@
-
+"""Training: config, initial parameters, step, optimizer, loop, checkpoints, log, validation."""

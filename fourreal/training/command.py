@@ -9,33 +9,34 @@ from typing import Annotated
 
 import tyro
 
-from fourreal.cli import read_options
-from fourreal.config import TrainConfig, load_config
-from fourreal.destination import check_creatable
-from fourreal.parallel import distributed
-from fourreal.training.loop import Start, run
+from fourreal.errors import FileInTheWay
+from fourreal.host import processes as distributed
+from fourreal.host.folders import check_creatable
+from fourreal.training.config import STORED, TrainConfig, read_with_config
+from fourreal.training.loop import run
+from fourreal.training.run_folder import Start
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Trains what a config file says, in a folder of its own."""
+    """Trains what a config says, in a folder of its own.
+
+    CONFIG is a file, as configs/nano.py, the bare name of one that is installed, as nano, or a run's folder, which goes on
+    where it stopped with --resume. It gives the defaults of all settings, which options change.
+    """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
-    """the run's folder; none: runs/NAME"""
+    """the run's folder; none: runs/NAME, or the folder that is named instead of a file"""
     start: Annotated[Start, tyro.conf.arg(name="")] = Start()
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> "Train":
-        """Reads `CONFIG_FILE [--setting value ...]`; the file gives the defaults of the settings."""
-        if argv in (["-h"], ["--help"]):
-            print(
-                f"usage: {prog} CONFIG_FILE [OPTIONS]    ({prog} configs/nano.py --help shows every setting)\n\n{__doc__}"
-            )
-            raise SystemExit(0)
-        if not argv or argv[0].startswith("-"):
-            raise ValueError(f"the first argument is the config file, as in: {prog} configs/nano.py --optim.lr 3e-4")
-        return read_options(cls, argv[1:], f"{prog} {argv[0]}", default=cls(load_config(argv[0])))
+        """Reads `CONFIG [--setting value ...]`; a run's folder is also where it trains unless --out says otherwise."""
+        options = read_with_config(cls, argv, prog, example="configs/nano.py --optim.lr 3e-4")
+        if options.out is None and (Path(argv[0]) / STORED).is_file():
+            return dataclasses.replace(options, out=Path(argv[0]))
+        return options
 
     def run(self) -> None:
         """Trains."""
@@ -53,4 +54,4 @@ def check_folder_name(folder: Path) -> None:
     """Raises OSError unless the folder is there or can be made."""
     check_creatable(folder)
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: give a folder with --out")
+        raise FileInTheWay(f"{folder} is a file: give a folder with --out")

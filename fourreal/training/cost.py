@@ -14,7 +14,7 @@ def matmul_flops(function: Callable, *arguments: Any) -> int:
     """FLOPs of all matmuls of a call on all devices together, 2 per multiply-add.
 
     A scan's body counts as often as it runs, a `shard_map`'s on every device, a Pallas kernel's at every point of its grid;
-    cuDNN's attention counts as its formulas do, and of a condition's branches the dearest. The compiler's own count takes the
+    cuDNN's attention counts by formula; for `cond`, the most expensive branch counts. The compiler's own count takes the
     body of a loop once and sees no kernels.
     """
     return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)

@@ -5,27 +5,21 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from fourreal.models.build import Params, fresh_params, split_model
-from fourreal.models.checkpoints import ModelSpec, describe_checkpoint, weights_folder
+from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, weights_folder
+from fourreal.checkpoints.weights import flat_names, open_weights, read_placed
+from fourreal.errors import UserError
+from fourreal.models.build import Params, fresh_params, model_table, split_model
 from fourreal.models.grid_dit import GridDiTConfig
-from fourreal.models.weights import flat_names, open_weights, read_placed
 from fourreal.parallel import layout
 
-SYNC = ("sync.", "sigma_projection.")
-OWN = (
-    *SYNC,
-    "base.hint_embed.",
-    "base.camera_embed.",
-    "base.head.copy_gate.",
-)  # what not every model has
+OWN = {"sync", "conditions"}  # groups of parameters that not every model has, or not the same
 FREE = (
-    "hints",
-    "cameras",
+    "conditions",
     "depth",
     "dtype",
     "remat",
     "unroll",
-)  # settings of a base that may differ, or whose difference the shapes show
+)  # of a base: may differ, or the shapes show it
 
 
 def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = None) -> tuple[Params, str]:
@@ -35,38 +29,51 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
     cameras that the weights lack. Raises ValueError for any other difference between the two models.
     """
     _, shapes = split_model(spec.model, spec.grid)
-    places = layout.shardings(shapes)
+    table = model_table(spec.model, spec.grid)
+    places = layout.shardings(shapes, table)
     if init_from is None:
         return fresh_params(spec.model, spec.grid, seed, places), f"fresh parameters from seed {seed}"
     described = describe_checkpoint(init_from)
     theirs = dataclasses.asdict(described.model)
     for name, ours in dataclasses.asdict(spec.model).items():
         if name not in FREE and theirs[name] != ours:
-            raise ValueError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
+            raise UserError(f"--init-from {init_from}: its {name} is {theirs[name]}, this config has {ours}")
     wanted, places = flat_names(shapes), flat_names(places)
+    theirs_table = model_table(described.model, described.grid)
     with open_weights(weights_folder(init_from)) as found:
-        skipped = () if _same_sync(spec.grid, described.grid) else SYNC
-        found = {name: tensor for name, tensor in found.items() if not name.startswith(skipped)}
+        if not _same_sync(spec.grid, described.grid):
+            own = {name for name in wanted if _group(table, name) == "sync"}
+            found = {name: tensor for name, tensor in found.items() if name not in own}
         for name in {**wanted, **found}:
             if name in wanted and name in found and found[name].shape != wanted[name].shape:
-                raise ValueError(
+                raise UserError(
                     f"--init-from {init_from}: tensor {name} is {found[name].shape}, this config needs {wanted[name].shape}"
                 )
-            if (name in wanted) != (name in found) and not name.startswith(OWN):
+            group = _group(table if name in wanted else theirs_table, name)
+            if (name in wanted) != (name in found) and group not in OWN:
                 lacking = "lacks" if name in wanted else "has beyond this config"
-                raise ValueError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
+                raise UserError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
         params = {name: read_placed(found[name], places[name]) for name in wanted if name in found}
     missing = [name for name in wanted if name not in params]
     if missing:
-        fresh = flat_names(fresh_params(spec.model, spec.grid, seed, layout.shardings(shapes)))
+        fresh = flat_names(fresh_params(spec.model, spec.grid, seed, layout.shardings(shapes, table)))
         params |= {name: fresh[name] for name in missing}
     line = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {init_from}"
     for word, names in (("fresh", missing), ("not taken", [name for name in found if name not in wanted])):
-        if own := [own.rstrip(".") for own in OWN if any(name.startswith(own) for name in names)]:
-            line += f"; {word}: {', '.join(own)}"
+        if names:
+            line += f"; {word}: {', '.join(dict.fromkeys(_part(name) for name in names))}"
     return traverse_util.unflatten_dict(params, sep="."), line
 
 
-def _same_sync(ours: GridDiTConfig | None, theirs: GridDiTConfig | None) -> bool:
+def _group(table: layout.Table, name: str) -> str:
+    return table[name].group if name in table else ""
+
+
+def _part(name: str) -> str:
+    """The module of a parameter, as a line names it."""
+    return name.split(".")[0] if not name.startswith("base.") else ".".join(name.split(".")[:-1]).removesuffix(".embed")
+
+
+def _same_sync(ours: GridDiTConfig, theirs: GridDiTConfig) -> bool:
     """Whether the sync layers of two models do the same; those of two fusions may have equal shapes."""
-    return ours is None or theirs is None or (ours.fusion, ours.matched) == (theirs.fusion, theirs.matched)
+    return (ours.fusion, ours.matched) == (theirs.fusion, theirs.matched)

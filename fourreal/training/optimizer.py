@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fourreal.errors import UserError
 from fourreal.models.build import Params
 
 
@@ -37,17 +38,17 @@ class OptimConfig:
     def __post_init__(self):
         for name in ("lr", "clip"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}: give a number above 0")
+                raise UserError(f"optim.{name} is {getattr(self, name)}: give a number above 0")
         for name in ("final_lr", "beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}: give a number from 0 to 1")
+                raise UserError(f"optim.{name} is {getattr(self, name)}: give a number from 0 to 1")
         if self.accumulate < 1 or self.warmup < 0 or self.weight_decay < 0:
-            raise ValueError(
+            raise UserError(
                 f"optim.accumulate {self.accumulate}, warmup {self.warmup}, weight_decay {self.weight_decay}: "
                 "give at least 1, 0 and 0"
             )
         if self.microbatch is not None and self.microbatch < 1:
-            raise ValueError(f"optim.microbatch is {self.microbatch}: give at least 1, or none for all at once")
+            raise UserError(f"optim.microbatch is {self.microbatch}: give at least 1, or none for all at once")
 
 
 def learning_rate(config: OptimConfig, steps: int):

@@ -1,9 +1,10 @@
 """The state of a run as plain nested dicts of arrays, and which part of the parameters trains.
 
-    state = {"step": int32, "params": trained, "frozen": the rest, "ema": average of trained, "opt": optimizer's}
+    state = {"step": int32, "params": trained, "frozen": the rest, "codec": the codec's, "ema": average of trained,
+             "opt": optimizer's}
 
-Gradients, optimizer and average exist for the trained part only. Plain dicts survive releases of Flax; `step.py` merges them
-into the module in one line.
+Gradients, optimizer and average exist for the trained part only. Plain dicts survive releases of Flax; `models/build.py` merges
+them into the module in one line.
 """
 
 from typing import Any
@@ -12,30 +13,26 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from fourreal.config import TrainConfig
-from fourreal.models.build import Params
+from fourreal.models.build import Params, model_table
+from fourreal.parallel.layout import Table
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import make_optimizer
 
 State = dict[str, Any]
 
-# Prefixes of parameter paths: the sync layers, and with them what conditions the base.
-SYNC = (
-    ("sync",),
-    ("sigma_projection",),
-    ("base", "given"),
-    ("base", "hint_embed"),
-    ("base", "camera_embed"),
-    ("base", "head", "copy_gate"),
-    ("base", "context"),
-)
-ATTENTION = (("base", "blocks", "attention"),)
-TRAINED = {"all": ((),), "attention": SYNC + ATTENTION, "sync": SYNC}
+# What trains -> the groups that modules claim for their parameters, see `parallel/layout.py`; None: all.
+TRAINED = {
+    "all": None,
+    "attention": {"attention", "sync", "conditions"},
+    "sync": {"sync"},
+    "sync_and_conditions": {"sync", "conditions"},
+}
 
 
-def split_params(params: Params, trains: str) -> tuple[Params, Params]:
+def split_params(params: Params, table: Table, trains: str) -> tuple[Params, Params]:
     """(trained, frozen) parts of the parameters."""
-    flat = traverse_util.flatten_dict(params)
-    trained = {path for path in flat if any(path[: len(prefix)] == prefix for prefix in TRAINED[trains])}
+    flat, groups = traverse_util.flatten_dict(params), TRAINED[trains]
+    trained = {path for path in flat if groups is None or table[".".join(path)].group in groups}
     parts = ({path: flat[path] for path in flat if (path in trained) == keep} for keep in (True, False))
     return tuple(traverse_util.unflatten_dict(part) for part in parts)
 
@@ -48,11 +45,12 @@ def join_params(trained: Params, frozen: Params) -> Params:
 
 def fresh_state(params: Params, config: TrainConfig) -> State:
     """The state before step 0."""
-    trained, frozen = split_params(params, config.trains)
+    trained, frozen = split_params(params, model_table(config.model, config.grid), config.trains)
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": trained,
         "frozen": frozen,
+        "codec": config.codec.parameters(),
         "ema": jax.tree.map(jnp.copy, trained),
         "opt": make_optimizer(config.optim, config.steps).init(trained),
     }

@@ -1,7 +1,7 @@
 """One training step, pure: (state, batch) -> (state, metrics).
 
     noise, sigma of example i  = random numbers keyed by (seed, purpose, step, place in the global batch)
-    x                          = (1 - sigma) x0 + sigma eps, clean where given
+    x                          = (1 - sigma) x0 + sigma eps, clean where given, noise where missing or invalid
     loss                       = see diffusion/flow.py, over unknown cells
 
 A step whose loss or gradient is not finite changes nothing but the step number; the loop sees it in the metrics and stops.
@@ -14,18 +14,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fourreal.config import TrainConfig
+from fourreal.codecs import to_latents
+from fourreal.conditions.condition import axes_of, complete, drop_examples
 from fourreal.diffusion import flow
-from fourreal.grid import cell_sigma, to_unit
+from fourreal.diffusion.denoiser import Denoiser
+from fourreal.grid import Known, cell_sigma, shown
 from fourreal.models.build import Params
-from fourreal.models.cameras import Cameras
+from fourreal.models.fusions import Fusion
 from fourreal.parallel.activations import split_examples
-from fourreal.parallel.mesh import LEAD
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import make_optimizer, update_average
 from fourreal.training.state import State, join_params
 
 SIGMA, NOISE = 0, 1  # purposes of random numbers
-CAMERAS = ("K", "c2w", "cameras_known")  # what a batch tells a model that takes cameras
+INPUTS = ("frames", "given", "exists", "valid", "conditions", "dropped")  # of a batch, in a step
 
 
 def example_keys(seed: int, purpose: int, step: jax.Array, count: int) -> jax.Array:
@@ -34,33 +36,65 @@ def example_keys(seed: int, purpose: int, step: jax.Array, count: int) -> jax.Ar
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(count))
 
 
-def batch_cameras(config: TrainConfig, batch: dict[str, jax.Array]) -> dict[str, Cameras]:
-    """The batch's cameras as a condition of the model, for a model that takes them."""
-    return {"cameras": Cameras(batch["K"], batch["c2w"], known=batch["cameras_known"])} if config.model.cameras else {}
+def step_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch goes into a step."""
+    return {name: batch[name] for name in INPUTS if name in batch}
+
+
+def input_axes(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    """How many leading axes `b v t` each array has, see `layout.batch_shapes`."""
+    by_name = {condition.name: condition for condition in config.model.conditions}
+
+    def axes(name: str, value: Any) -> Any:
+        if name == "conditions":
+            return {key: axes_of(by_name[key], each) for key, each in value.items()}
+        return jax.tree.map(lambda x: min(x.ndim, 3), value)
+
+    return {name: axes(name, value) for name, value in inputs.items()}
+
+
+def fusion_of(config: TrainConfig) -> Fusion:
+    """The fusion of a run."""
+    return config.grid.make_fusion()
 
 
 def batch_loss(
-    forward: Callable,
+    denoiser: Denoiser,
     params: Params,
-    frames: jax.Array,
-    given: jax.Array,
+    x0: jax.Array,
+    examples: dict[str, Any],
     sigma: jax.Array,
     eps: jax.Array,
-    prediction: str,
-    **conditions: Any,
 ) -> jax.Array:
-    """The loss of each example at one noise level an example; `frames` are uint8 pixels, or latents in floating point."""
-    x0 = to_unit(frames) if frames.dtype == jnp.uint8 else frames
-    sigma = cell_sigma(sigma, given)
-    x = flow.interpolate(x0, eps, sigma)
-    return flow.flow_loss(forward(params, x, sigma, given, **conditions), x, x0, eps, sigma, given, prediction)
+    """The loss of each example at one noise level an example; x0 are clean latents, `examples` the rest of a batch."""
+    recorded = recorded_pixels(examples)
+    if recorded is not None:
+        x0 = jnp.where(recorded, x0, 0)  # whatever is stored elsewhere reaches nothing
+    known = Known(x0, examples["given"], examples.get("exists"), examples.get("valid"))
+    conditions = complete(denoiser.conditions, examples.get("conditions", {}), shown(known))
+    conditions = drop_examples(denoiser.conditions, conditions, examples.get("dropped", {}))
+    x = flow.interpolate(x0, eps, cell_sigma(sigma, jnp.zeros_like(known.mask)))
+    if recorded is not None:
+        x = jnp.where(recorded, x, eps)
+    left_out = known.mask if known.exists is None else known.mask | ~known.exists
+    output, x, level = denoiser.output(params, x, sigma, known, conditions)
+    return flow.flow_loss(output, x, x0, eps, level, left_out, denoiser.prediction, known.valid)
+
+
+def recorded_pixels(examples: dict[str, Any]) -> jax.Array | None:
+    """The pixels of a batch that exist and are valid, bool [b v t #h #w 1]; None: all."""
+    exists, valid = examples.get("exists"), examples.get("valid")
+    if valid is None:
+        return None if exists is None else exists[..., None, None, None]
+    return valid[..., None] if exists is None else valid[..., None] & exists[..., None, None, None]
 
 
 def in_parts(
     function: Callable[[Params, Any], Any], config: TrainConfig, params: Params, examples: dict[str, Any]
 ) -> Any:
     """The mean of `function(params, part)` over the parts that `optim.microbatch` makes of a batch, one after another."""
-    parts = jax.tree.map(lambda x: split_examples(x, config.optim.microbatch, LEAD[config.data.kind]), examples)
+    lead = fusion_of(config).lead
+    parts = jax.tree.map(lambda x: split_examples(x, config.optim.microbatch, lead), examples)
     count = len(parts["frames"])
     if count == 1:
         return function(params, examples)
@@ -73,27 +107,25 @@ def in_parts(
     return jax.tree.map(lambda x: x / count, total)
 
 
-def make_train_step(forward: Callable, config: TrainConfig) -> Callable[..., tuple[State, dict]]:
-    """The step as a function of (state, batch, embedded text); clips also name their `context`, a static argument."""
+def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State, dict], tuple[State, dict]]:
+    """The step as a function of (state, inputs), the inputs those of `step_inputs`."""
     optimizer = make_optimizer(config.optim, config.steps)
 
-    def train_step(
-        state: State, batch: dict[str, jax.Array], text: jax.Array | None = None, **context: str
-    ) -> tuple[State, dict[str, Any]]:
+    def train_step(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         frames = batch["frames"]
         sigma_keys, noise_keys = (
-            example_keys(config.seed, purpose, state["step"], frames.shape[0]) for purpose in (SIGMA, NOISE)
+            example_keys(config.seed, purpose, state["step"], len(frames)) for purpose in (SIGMA, NOISE)
         )
+        latents = jax.eval_shape(lambda x: to_latents(config.codec, state["codec"], x), frames)
         sigma = jax.vmap(lambda key: flow.sample_sigma(key, config.sigma))(sigma_keys)
-        eps = jax.vmap(lambda key: jax.random.normal(key, frames.shape[1:]))(noise_keys)
+        eps = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(noise_keys)
 
-        examples = {"frames": frames, "given": batch["given"], "sigma": sigma, "eps": eps}
-        examples |= batch_cameras(config, batch) | ({} if text is None else {"text": text})
-        static = {"prediction": config.model.prediction} | context
+        def mean_loss(trained: Params, part: dict[str, Any]) -> jax.Array:
+            x0 = to_latents(config.codec, state["codec"], part["frames"])
+            params = join_params(trained, state["frozen"])
+            return jnp.mean(batch_loss(denoiser, params, x0, part, part["sigma"], part["eps"]))
 
-        def mean_loss(trained: Params, examples: dict[str, Any]) -> jax.Array:
-            return jnp.mean(batch_loss(forward, join_params(trained, state["frozen"]), **examples, **static))
-
+        examples = {**batch, "sigma": sigma, "eps": eps}
         loss, gradient = in_parts(jax.value_and_grad(mean_loss), config, state["params"], examples)
         updates, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = jax.tree.map(jnp.add, state["params"], updates)
@@ -103,6 +135,6 @@ def make_train_step(forward: Callable, config: TrainConfig) -> Callable[..., tup
         kept = {name: state[name] for name in moved}
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
         metrics = {"loss": loss, "grad_norm": norm}
-        return {"step": state["step"] + 1, "frozen": state["frozen"], **new}, metrics
+        return {"step": state["step"] + 1, "frozen": state["frozen"], "codec": state["codec"], **new}, metrics
 
     return train_step

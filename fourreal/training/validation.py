@@ -1,6 +1,6 @@
 """What a run reports of its average on the validation split: loss by noise level, PSNR of sampled grids, a contact sheet.
 
-Grids are cut and masked without chance (view 0 and time 0 given, cameras known), noise is fixed, so the numbers of two steps
+Grids are cut and masked without chance (view 0 and time 0 given, nothing dropped), noise is fixed, so the numbers of two steps
 compare.
 """
 
@@ -13,15 +13,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import evaluation_batches
-from fourreal.diffusion.samplers import cell_noise, noise_levels, sample_grid
-from fourreal.evaluation.baselines import copy_freeze_time
-from fourreal.evaluation.metrics import psnr_by_motion
-from fourreal.grid import to_uint8, to_unit
+from fourreal.codecs import to_latents
+from fourreal.data.batches import Batches
+from fourreal.diffusion.denoiser import Denoiser
+from fourreal.diffusion.noise import cell_noise
+from fourreal.diffusion.stage import Stage
+from fourreal.media.sheet import Panel, contact_sheet, stack_sheets
+from fourreal.metrics.baselines import copy_freeze_time
+from fourreal.metrics.pixels import psnr_by_motion
 from fourreal.models.build import Params
-from fourreal.sampling.contact import Panel, contact_sheet
-from fourreal.training.step import batch_cameras, batch_loss
+from fourreal.training.config import TrainConfig
+from fourreal.training.step import batch_loss, step_inputs
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # midpoints of five equal buckets
 STEPS = 4  # sampling steps
@@ -29,69 +31,69 @@ SEED = 0
 SHEET_GRIDS = 2
 
 
-def make_validation(forward: Callable, config: TrainConfig) -> Callable[[Params], tuple[dict[str, float], np.ndarray]]:
-    """`validate(params) -> (numbers, contact sheet)`; the batches are read once and kept."""
-    batches = list(evaluation_batches(config.data, "validation", config.eval_grids))
-    prediction = config.model.prediction
-    levels = noise_levels(STEPS, config.sigma.shift)
+def make_validation(
+    denoiser: Denoiser, config: TrainConfig, codec: Any
+) -> Callable[[Params, int], tuple[dict[str, float], np.ndarray]]:
+    """The evaluator `validate(params, done) -> (numbers, contact sheet)`; the batches are read once and kept.
 
-    def losses(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **conditions: Any) -> jax.Array:
+    `codec` are the parameters of the config's codec.
+    """
+    data = Batches(config.data, config.model.conditions, config.codec)
+    batches = list(data.evaluation("validation", config.eval_grids))
+    stage = Stage(denoiser, config.codec, shift=config.sigma.shift)
+    mesh = jax.sharding.get_mesh()
+    whole = None if mesh.empty else NamedSharding(mesh, P())  # every process can read the results
+
+    def losses(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> jax.Array:
+        x0 = to_latents(config.codec, codec, batch["frames"])
+
         def at(sigma: jax.Array) -> jax.Array:
-            level = jnp.full((frames.shape[0],), sigma)
-            return batch_loss(forward, params, frames, given, level, noise, prediction, **conditions)
+            return batch_loss(denoiser, params, x0, batch, jnp.full((len(x0),), sigma), noise)
 
         return jax.lax.map(at, jnp.array(SIGMAS))
 
-    def sample(params: Params, frames: jax.Array, given: jax.Array, noise: jax.Array, **conditions: Any) -> jax.Array:
-        def model(x: jax.Array, sigma: jax.Array, mask: jax.Array) -> jax.Array:
-            return forward(params, x, sigma, mask, **conditions)
+    def sample(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(the sampled grids, the true ones), in pixels."""
+        frames = batch["frames"]
+        sampled, _ = stage(params, codec, frames, batch["given"], noise, batch["conditions"], steps=STEPS)
+        return sampled, frames if frames.dtype == jnp.uint8 else config.codec.decode(codec, frames)
 
-        return to_uint8(sample_grid(model, to_unit(frames), given, noise, levels, prediction))
+    losses, sample = (jax.jit(function, out_shardings=whole) for function in (losses, sample))
 
-    mesh = jax.sharding.get_mesh()
-    whole = None if mesh.empty else NamedSharding(mesh, P())  # every process can read the results
-    losses, sample = (jax.jit(f, static_argnames="context", out_shardings=whole) for f in (losses, sample))
-
-    def validate(params: Params) -> tuple[dict[str, float], np.ndarray]:
+    def validate(params: Params, done: int) -> tuple[dict[str, float], np.ndarray]:
         loss, scores, sheets = [], [], []
         for batch in batches:
-            frames, given = batch["frames"], batch["given"]
-            context = {"context": batch["context"]} if "context" in batch else {}
-            conditions = context | batch_cameras(config, batch)
-            noise = np.broadcast_to(_noise(frames.shape[1:]), frames.shape)
-            real = batch["weight"] > 0
-            loss.append(np.asarray(losses(params, frames, given, noise, **conditions))[:, real])
-            sampled = np.where(given[..., None, None, None], frames, sample(params, frames, given, noise, **conditions))
-            for truth, mask, result in zip(
-                *(_as_grids(x, context)[real] for x in (frames, given, sampled)), strict=True
-            ):
-                scores.append(psnr_by_motion(result, truth, mask) | {"copy": _copy_score(truth, mask)})
+            inputs, real = step_inputs(batch), batch["weight"] > 0
+            noise = fixed_noise(config, batch["frames"])
+            loss.append(np.asarray(losses(params, codec, inputs, noise))[:, real])
+            sampled, truth = (np.asarray(x) for x in sample(params, codec, inputs, noise))
+            given = frames_of(config, batch["given"], truth.shape[2])
+            missing = ~frames_of(config, batch.get("exists", np.ones_like(batch["given"])), truth.shape[2])
+            sampled = np.where(given[..., None, None, None], truth, sampled)
+            for result, true, mask, lacking in zip(sampled[real], truth[real], given[real], missing[real], strict=True):
+                copy = psnr_by_motion(copy_freeze_time(true, mask), true, mask | lacking)["all"]
+                scores.append(psnr_by_motion(result, true, mask | lacking) | {"copy": copy})
                 if len(sheets) < SHEET_GRIDS:
-                    sheets.append(np.asarray(contact_sheet([Panel("sampled", result), Panel("truth", truth)], mask)))
+                    sheets.append(np.asarray(contact_sheet([Panel("sampled", result), Panel("truth", true)], mask)))
         loss = np.concatenate(loss, axis=1).mean(axis=1)
         numbers = {f"validation/loss_sigma_{sigma}": value for sigma, value in zip(SIGMAS, loss, strict=True)}
         for name in ("all", "moving", "copy"):
             finite = [score[name] for score in scores if np.isfinite(score[name])]
             numbers[f"validation/psnr_{name}"] = float(np.mean(finite)) if finite else float("nan")
-        width = max(sheet.shape[1] for sheet in sheets)
-        return numbers, np.concatenate([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in sheets])
+        return numbers, stack_sheets(sheets)
 
     return validate
 
 
-def _copy_score(truth: np.ndarray, given: np.ndarray) -> float:
-    """PSNR of copying the freeze-time frame of each view."""
-    return psnr_by_motion(copy_freeze_time(truth, given), truth, given)["all"]
+def frames_of(config: TrainConfig, chosen: np.ndarray, times: int) -> np.ndarray:
+    """The frames, bool [b v t], of the latents that are chosen."""
+    groups = config.codec.groups(times)
+    return np.concatenate([np.repeat(chosen[..., u, None], len(group), -1) for u, group in enumerate(groups)], axis=-1)
 
 
-def _noise(shape: tuple[int, ...]) -> np.ndarray:
-    """The fixed noise of a grid [v, t, h, w, c] or of a clip [f, h, w, c]."""
-    cells, frame = shape[:-3], shape[-3:]
-    return np.asarray(cell_noise(SEED, *(cells if len(cells) == 2 else (cells[0], 1)), frame)).reshape(shape)
-
-
-def _as_grids(x: np.ndarray, context: dict[str, str]) -> np.ndarray:
-    """Clips as grids of one view or, freeze-time videos, of one time."""
-    if not context:
-        return x
-    return x[:, :, None] if context["context"] == "freeze_time" else x[:, None]
+def fixed_noise(config: TrainConfig, frames: np.ndarray) -> np.ndarray:
+    """The noise of every validation grid, in the shape of a batch's latents."""
+    count, views, *shape = frames.shape
+    shape = config.codec.shape(*shape[:3]) if frames.dtype == np.uint8 else shape
+    noise = np.asarray(cell_noise(SEED, views, shape[0], tuple(shape[1:])))
+    return np.broadcast_to(noise, (count, *noise.shape))

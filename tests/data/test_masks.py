@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fourreal.data.masks import ClipMaskMix, MaskMix, sample_given, sample_given_clip
+from fourreal.data.masks import CLIPS, CutMix, MaskMix, sample_given
 
 ISSUE_MIX = {
     "view_and_time": 0.30,
@@ -19,9 +19,9 @@ ISSUE_MIX = {
 }
 
 
-def only(kind: str, mix=MaskMix):
+def only(kind: str) -> MaskMix:
     """A mix that draws nothing but one kind."""
-    return mix(**{field.name: float(field.name == kind) for field in fields(mix)})
+    return MaskMix(**{field.name: float(field.name == kind) for field in fields(MaskMix)})
 
 
 def draws(kind: str, views: int, times: int, count: int = 400) -> list[np.ndarray]:
@@ -77,22 +77,34 @@ def test_a_single_cell_grid_has_nothing_given():
     assert not any(sample_given(rng, 1, 1, MaskMix()).any() for _ in range(200))
 
 
-@pytest.mark.parametrize("frames", range(1, 9))
-def test_never_is_every_frame_of_a_clip_given(frames):
-    rng = np.random.default_rng(frames)
-    for mix in [None, *(only(field.name, ClipMaskMix) for field in fields(ClipMaskMix))]:
-        for _ in range(100):
-            given = sample_given_clip(rng, frames, mix)
-            assert given.shape == (frames,) and given.dtype == bool and not given.all(), mix
+@pytest.mark.parametrize("kind", [field.name for field in fields(MaskMix)])
+def test_given_cells_are_of_those_that_exist_and_never_all_of_these(kind):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        exists = rng.random((3, 4)) < rng.choice([0.2, 0.5, 0.9])
+        given = sample_given(rng, 3, 4, only(kind), exists)
+        assert not (given & ~exists).any()
+        assert (exists & ~given).any() or not exists.any()
+
+
+def test_missing_cells_change_nothing_where_none_is_missing():
+    for n in range(50):
+        one, other = (sample_given(np.random.default_rng(n), 4, 3, MaskMix(), e) for e in (None, np.ones((4, 3), bool)))
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_first_frame_is_the_most_common_given_frame_of_a_clip():
-    rng = np.random.default_rng(0)
-    masks = np.array([sample_given_clip(rng, 4, only("one_frame", ClipMaskMix)) for _ in range(4000)])
-    assert (masks.sum(1) == 1).all()
-    # the first half the time, and a quarter of the other half
-    assert within_five_deviations(masks[:, 0].sum(), 4000, 0.5 + 0.5 / 4)
-    assert masks.any(0).all()
+    for views, times in ((1, 4), (4, 1)):
+        masks = np.array([mask.reshape(4) for mask in draws("one_cell", views, times, 4000)])
+        assert (masks.sum(1) == 1).all()
+        # the first half the time, and a quarter of the other half
+        assert within_five_deviations(masks[:, 0].sum(), 4000, 0.5 + 0.5 / 4)
+        assert masks.any(0).all()
+
+
+def test_grids_are_cut_unless_asked_otherwise_and_a_base_has_clips_of_every_kind():
+    assert {CutMix().draw(np.random.default_rng(n)) for n in range(50)} == {"grid"}
+    assert {CLIPS.draw(np.random.default_rng(n)) for n in range(200)} == {"fixed_view", "freeze_time", "image"}
 
 
 def test_cross_is_one_view_and_one_time_each_first_in_five_eighths_of_the_draws():
@@ -143,4 +155,4 @@ def test_weights_that_cannot_be_drawn_from_are_refused():
         with pytest.raises(ValueError, match="mask weights"):
             replace(MaskMix(), none=bad)
     with pytest.raises(ValueError, match="at least one above 0"):
-        ClipMaskMix(0.0, 0.0, 0.0, 0.0, 0.0)
+        CutMix(grid=0.0)

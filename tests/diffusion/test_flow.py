@@ -18,11 +18,11 @@ def normal(*shape, seed=0) -> np.ndarray:
 
 @pytest.fixture
 def data() -> dict:
-    """x0, eps, sigma and given of a batch of grids; sigma is 0 where given."""
+    """x0, eps, sigma and the given cells, which the loss leaves out, of a batch of grids; sigma is 0 where given."""
     given = np.random.default_rng(1).random(CELLS) < 0.4
     assert given.any() and not given.reshape(2, -1).all(1).any()
     sigma = np.where(given, 0, np.random.default_rng(2).uniform(0.06, 1, CELLS)).astype(np.float32)
-    return {"x0": normal(*SHAPE), "eps": normal(*SHAPE, seed=3), "sigma": sigma, "given": given}
+    return {"x0": normal(*SHAPE), "eps": normal(*SHAPE, seed=3), "sigma": sigma, "left_out": given}
 
 
 def test_path_goes_from_frames_to_noise_and_the_velocity_is_its_derivative(data):
@@ -38,7 +38,7 @@ def test_path_goes_from_frames_to_noise_and_the_velocity_is_its_derivative(data)
 def test_a_perfect_output_gives_the_true_velocity_and_the_true_frames(data, prediction):
     x = flow.interpolate(data["x0"], data["eps"], data["sigma"])
     output = data["x0"] if prediction == "x0" else data["eps"] - data["x0"]
-    unknown = ~data["given"]
+    unknown = ~data["left_out"]
     # dividing by sigma >= 0.06 magnifies the rounding of x (1e-7) by at most 17
     found = flow.velocity(output, x, data["sigma"], prediction)
     np.testing.assert_allclose(found[unknown], (data["eps"] - data["x0"])[unknown], atol=1e-5)
@@ -49,7 +49,7 @@ def test_conversions_of_x0_and_u_are_inverse_above_the_floor(data):
     """For any output, right or wrong: clean(velocity(output) as u) = output."""
     x, output = normal(*SHAPE, seed=4), normal(*SHAPE, seed=5)
     u = flow.velocity(output, x, data["sigma"], "x0")
-    unknown = ~data["given"]
+    unknown = ~data["left_out"]
     np.testing.assert_allclose(flow.clean(u, x, data["sigma"], "u")[unknown], output[unknown], atol=2e-6)
 
 
@@ -96,13 +96,13 @@ def test_uniform_sigma_fills_ten_bins_equally():
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(20_000 * 0.1 * 0.9)
 
 
-def loop_loss(output, x, x0, eps, sigma, given, valid, prediction) -> list[float]:
+def loop_loss(output, x, x0, eps, sigma, left_out, valid, prediction) -> list[float]:
     """The loss pixel by pixel, in fp64."""
     losses = []
     for b in range(CELLS[0]):
         errors = []
         for v, t, h, w, c in np.ndindex(SHAPE[1:]):
-            if given[b, v, t] or not valid[b, v, t, h, w, 0]:
+            if left_out[b, v, t] or not valid[b, v, t, h, w]:
                 continue
             at = (b, v, t, h, w, c)
             raw, level = float(output[at]), float(sigma[b, v, t])
@@ -115,7 +115,7 @@ def loop_loss(output, x, x0, eps, sigma, given, valid, prediction) -> list[float
 @pytest.mark.parametrize("prediction", ["x0", "u"])
 def test_loss_is_the_mean_over_each_examples_own_unknown_valid_pixels(data, prediction):
     x, output = flow.interpolate(data["x0"], data["eps"], data["sigma"]), normal(*SHAPE, seed=6)
-    valid = (np.random.default_rng(7).random((*SHAPE[:-1], 1)) < 0.7).astype(np.float32)
+    valid = np.random.default_rng(7).random(SHAPE[:-1]) < 0.7
     found = flow.flow_loss(output, x, **data, prediction=prediction, valid=valid)
     expected = loop_loss(output, x, **data, valid=valid, prediction=prediction)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -124,7 +124,7 @@ def test_loss_is_the_mean_over_each_examples_own_unknown_valid_pixels(data, pred
 
 
 def test_example_without_unknown_pixels_has_loss_0_and_a_finite_gradient(data):
-    data = data | {"given": np.ones(CELLS, bool), "sigma": np.zeros(CELLS, np.float32)}
+    data = data | {"left_out": np.ones(CELLS, bool), "sigma": np.zeros(CELLS, np.float32)}
     loss, gradient = jax.value_and_grad(
         lambda output: flow.flow_loss(output, data["x0"], **data, prediction="x0").sum()
     )(jnp.asarray(normal(*SHAPE, seed=6)))
@@ -136,15 +136,15 @@ def test_example_without_unknown_pixels_has_loss_0_and_a_finite_gradient(data):
 def test_given_cells_and_invalid_pixels_get_no_gradient_and_no_nan_reaches_the_others(data, prediction):
     """Invariant 5: given cells have sigma 0, where the velocity of an x0-model would divide by zero."""
     x, output = flow.interpolate(data["x0"], data["eps"], data["sigma"]), jnp.asarray(normal(*SHAPE, seed=6))
-    valid = (np.random.default_rng(7).random((*SHAPE[:-1], 1)) < 0.7).astype(np.float32)
+    valid = np.random.default_rng(7).random(SHAPE[:-1]) < 0.7
 
     def total(output, sigma):
-        sigma = cell_sigma(sigma, data["given"])
+        sigma = cell_sigma(sigma, data["left_out"])
         levels = data | {"sigma": sigma}
         return flow.flow_loss(output, x, **levels, prediction=prediction, valid=valid).sum()
 
     gradient, by_sigma = jax.grad(total, argnums=(0, 1))(output, jnp.asarray([0.3, 0.8]))
-    silent = np.broadcast_to(data["given"][..., None, None, None] | (valid == 0), SHAPE)
+    silent = np.broadcast_to((data["left_out"][..., None, None] | ~valid)[..., None], SHAPE)
     assert np.isfinite(by_sigma).all() and np.isfinite(gradient).all()
     np.testing.assert_array_equal(np.asarray(gradient)[silent], 0)
     assert (np.asarray(gradient)[~silent] != 0).all()
@@ -158,7 +158,7 @@ def test_parts_of_a_batch_average_to_the_loss_of_the_whole(data):
         flow.flow_loss(output[b : b + 1], x[b : b + 1], **{k: a[b : b + 1] for k, a in data.items()}, prediction="u")
         for b in range(2)
     ]
-    assert data["given"][0].sum() != data["given"][1].sum()
+    assert data["left_out"][0].sum() != data["left_out"][1].sum()
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-6)
 
 

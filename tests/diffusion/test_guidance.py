@@ -1,114 +1,169 @@
-"""Guidance against three separate calls of a model, and how many evaluations each weight costs."""
+"""Guidance against separate calls of a model, what its branches see, and that nothing given leaks into the null branch."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_denoiser import PARAMS, answer, known_cells, normal, spied, toy
 
-from fourreal.diffusion.guidance import Guidance, guided_clean
-from fourreal.models import Cameras
+from fourreal.conditions import Cameras, Hints, Text
+from fourreal.conditions.hints import grid_hints
+from fourreal.diffusion.denoiser import make_denoiser
+from fourreal.diffusion.guidance import Branch, Guided, scale_branches
+from fourreal.diffusion.stage import Stage
+from fourreal.models import GridDiTConfig
+from fourreal.scene import Cameras as CameraValue
 
-SHAPE = (2, 2, 3, 2, 2, 3)
-SIGMA = 0.6
-
-
-class Model:
-    """Anything nonlinear in all of its inputs; remembers the batch of each call."""
-
-    def __init__(self):
-        self.batches = []
-
-    def __call__(self, x, sigma, given, text=None):
-        self.batches.append(len(x))
-        mark = jnp.where(given, 0.7, 0.2)[..., None, None, None]
-        level = sigma.reshape(-1, 1, 1, 1, 1, 1)
-        prompt = 0.0 if text is None else text.sum(axis=(1, 2)).reshape(level.shape)
-        return jnp.sin(2 * x + level + prompt) * mark + jnp.mean(x, axis=(1, 2), keepdims=True)
-
-
-def normal(*shape, seed=0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+SHAPE = (2, 2, 3, 4, 4, 3)
+LISTED = (Hints(), Cameras(), Text(width=5))
+SIGMA = np.float32(0.6)
+X, KNOWN = normal(*SHAPE, seed=2), known_cells(SHAPE)
+GIVEN = np.asarray(KNOWN.mask)
+PUT = GIVEN[..., None, None, None]
+TEXT = normal(2, 4, 5, seed=3)
+CAMERAS = CameraValue(normal(2, 2, 3, 3, seed=4), normal(2, 2, 4, 4, seed=5))
+DROP_ALL = Branch(frozenset({"given", "text", "cameras"}))
+DROP_TEXT = Branch(frozenset({"text"}))
 
 
-@pytest.fixture
-def data() -> dict:
-    given = np.random.default_rng(1).random(SHAPE[:3]) < 0.4
-    frames, eps = normal(*SHAPE), normal(*SHAPE, seed=1)
-    x = np.where(given[..., None, None, None], frames, normal(*SHAPE, seed=2))
-    return {"x": x, "x0_given": frames, "eps": eps, "given": given}
-
-
-TEXT, NULL = normal(2, 4, 5, seed=3) / 5, normal(1, 4, 5, seed=4) / 5
-
-
-def guided(model, data, guidance, prediction="x0", **text):
-    return guided_clean(model, **data, sigma=jnp.float32(SIGMA), guidance=guidance, prediction=prediction, **text)
-
-
-def single(data, prediction: str, with_given: bool, text=None) -> np.ndarray:
-    """One evaluation's x0, every cell's noise level written out."""
-    given = data["given"] if with_given else np.zeros_like(data["given"])
-    noised = (1 - SIGMA) * data["x0_given"] + SIGMA * data["eps"]
-    x = data["x"] if with_given else np.where(data["given"][..., None, None, None], noised, data["x"])
-    output = Model()(x, jnp.full((2,), SIGMA), given, *(() if text is None else (jnp.asarray(text),)))
-    level = np.where(given, 0, SIGMA).astype(np.float32)[..., None, None, None]
-    return output if prediction == "x0" else x - level * output
+def single(given: bool, text: bool, cameras: bool, prediction: str) -> np.ndarray:
+    """One evaluation's x0, with all that the model sees written out."""
+    x = np.where(PUT, KNOWN.frames, X) if given else X
+    mask = GIVEN if given else np.zeros_like(GIVEN)
+    hints = grid_hints(KNOWN.frames, KNOWN.mask)
+    sigma = np.where(mask, 0, SIGMA)
+    conditions = {
+        "hints": hints if given else np.zeros_like(hints),
+        "text": TEXT if text else np.zeros_like(TEXT),
+        "cameras": CAMERAS if cameras else CAMERAS._replace(known=np.zeros(2, bool)),
+    }
+    output = np.asarray(answer(jnp.asarray(x), jnp.asarray(sigma), jnp.asarray(mask), conditions))
+    return output if prediction == "x0" else x - sigma[..., None, None, None] * output
 
 
 @pytest.mark.parametrize("prediction", ["x0", "u"])
-def test_weight_1_is_one_evaluation_without_guidance(data, prediction):
-    model = Model()
-    np.testing.assert_allclose(guided(model, data, Guidance(), prediction), single(data, prediction, True), atol=1e-6)
-    assert model.batches == [2]
-    model = Model()
-    out = guided(model, data, Guidance(), prediction, text=TEXT, null_text=NULL)
-    np.testing.assert_allclose(out, single(data, prediction, True, TEXT), atol=1e-6)
-    assert model.batches == [2]
+def test_answer_is_the_weighted_sum_of_separate_calls_with_the_known_frames_put_in(prediction):
+    branches, weights = (DROP_ALL, DROP_TEXT, Branch()), np.float32([-0.7, -1.5, 3.2])
+    guided = Guided(toy(conditions=LISTED, prediction=prediction), branches)
+    out = guided(PARAMS, X, SIGMA, KNOWN, {"text": TEXT, "cameras": CAMERAS}, weights=weights)
+    parts = (single(*told, prediction) for told in ((False, False, False), (True, False, True), (True, True, True)))
+    expected = np.where(PUT, KNOWN.frames, sum(weight * part for weight, part in zip(weights, parts, strict=True)))
+    np.testing.assert_allclose(out, expected, atol=5e-5, rtol=1e-5)  # fp32, weights up to 3, numbers up to 10
 
 
 @pytest.mark.parametrize("prediction", ["x0", "u"])
-def test_guidance_over_given_cells_extrapolates_from_the_unconditional_answer(data, prediction):
-    w, model = 2.5, Model()
-    out = guided(model, data, Guidance(given=w), prediction)
-    without, with_given = (single(data, prediction, flag) for flag in (False, True))
-    np.testing.assert_allclose(out, without + w * (with_given - without), atol=5e-6)
-    assert model.batches == [4]  # both branches in one batch
+def test_usual_scale_extrapolates_from_the_answer_without_given_cells_and_text(prediction):
+    branches, weights = scale_branches(2.5)
+    assert weights.sum() == 1
+    guided = Guided(toy(conditions=LISTED, prediction=prediction), branches)
+    out = guided(PARAMS, X, SIGMA, KNOWN, {"text": TEXT, "cameras": CAMERAS}, weights=weights)
+    nothing, everything = single(False, False, True, prediction), single(True, True, True, prediction)
+    expected = np.where(PUT, KNOWN.frames, nothing + 2.5 * (everything - nothing))
+    np.testing.assert_allclose(out, expected, atol=5e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("prediction", ["x0", "u"])
-def test_guidance_over_given_cells_and_text_is_the_formula_of_three_calls(data, prediction):
-    w_given, w_text, model = 1.7, 3.2, Model()
-    out = guided(model, data, Guidance(w_given, w_text), prediction, text=TEXT, null_text=NULL)
-    nothing, cells, both = (
-        single(data, prediction, flag, text)
-        for flag, text in ((False, np.repeat(NULL, 2, 0)), (True, np.repeat(NULL, 2, 0)), (True, TEXT))
-    )
-    expected = nothing + w_given * (cells - nothing) + w_text * (both - cells)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    assert model.batches == [6]
+def test_scale_1_is_one_evaluation_and_the_denoiser_itself():
+    spy = spied(conditions=LISTED)
+    branches, weights = scale_branches(1.0)
+    told = {"text": TEXT, "cameras": CAMERAS, "hints": grid_hints(KNOWN.frames, KNOWN.mask)}
+    out = Guided(spy.denoiser, branches)(PARAMS, X, SIGMA, KNOWN, told, weights=weights)
+    jax.effects_barrier()
+    assert [len(x) for x, _, _ in spy.seen] == [2]
+    np.testing.assert_allclose(out, spy.denoiser(PARAMS, X, SIGMA, KNOWN, told), atol=1e-6)
 
 
+def test_another_scale_camera_path_text_or_noise_compiles_nothing():
+    """Counted by JAX itself, at the door where validation, sampling and evaluation sample."""
+    branches, weights = scale_branches(2.0)
+    chex.clear_trace_counter()
+    stage = Stage(toy(conditions=LISTED))
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def sample(noise, known, told, weights):
+        return stage.integrate(PARAMS, known, noise, told, steps=2, branches=branches, weights=weights)
+
+    told = {"text": TEXT, "cameras": CAMERAS}
+    others = [
+        (X, KNOWN, told, scale_branches(7.5)[1]),
+        (X, KNOWN, told | {"text": TEXT[::-1].copy()}, weights),
+        (X, KNOWN, told | {"cameras": CAMERAS._replace(K=2 * CAMERAS.K)}, weights),
+        (normal(*SHAPE, seed=9), KNOWN, told, weights),
+        (X, KNOWN._replace(mask=jnp.asarray(~GIVEN)), told, weights),
+    ]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        first = np.asarray(sample(X, KNOWN, told, weights))
+        assert compiled  # so the listener hears
+        compiled.clear()
+        for inputs in others:
+            assert np.abs(np.asarray(sample(*inputs)) - first).max() > 0.01
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+
+
+def test_branches_are_one_batch_and_one_without_the_given_cells_sees_them_as_unknown():
+    spy = spied(conditions=LISTED)
+    Guided(spy.denoiser, scale_branches(3.0)[0])(PARAMS, X, SIGMA, KNOWN, {"text": TEXT}, weights=np.float32([-2, 3]))
+    jax.effects_barrier()
+    ((x, sigma, given),) = spy.seen
+    assert len(x) == 4
+    np.testing.assert_array_equal(x, np.concatenate([X, np.where(PUT, KNOWN.frames, X)]))
+    np.testing.assert_array_equal(given, np.concatenate([np.zeros_like(GIVEN), GIVEN]))
+    np.testing.assert_array_equal(sigma, np.where(given, 0, SIGMA))
+
+
+# What a null branch may not know
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """A real model with hints, and its parameters."""
+    base, grid = tiny.config(hints=True, cameras=True, depth=1), GridDiTConfig("soft")
+    return make_denoiser(base, grid), tiny.params(base, grid)
+
+
+def leaks(model, hints_told: bool, branches: tuple[Branch, ...], weights: np.ndarray) -> list[float]:
+    """Largest gradients of the unknown cells at sigma 1, where x is noise, by the given frames and by hints of a caller."""
+    denoiser, params = model
+    weight = np.where(PUT, 0, normal(*SHAPE, seed=6))
+    warped = jnp.asarray(normal(2, 2, 3, 2, 4, 4, 4, seed=7))
+
+    @jax.jit
+    def total(frames, hints):
+        told = {"hints": hints} if hints_told else {}
+        guided = Guided(denoiser, branches)
+        out = guided(params, X, np.float32(1), KNOWN._replace(frames=frames), told, weights=weights)
+        return jnp.sum(weight * out)
+
+    return [float(jnp.abs(part).max()) for part in jax.grad(total, argnums=(0, 1))(KNOWN.frames, warped)]
+
+
+NULL = Branch(frozenset({"given"}))
+
+
+@pytest.mark.parametrize("hints_told", [False, True], ids=["nearest", "warped"])
 @pytest.mark.parametrize(
-    ("given", "text", "evaluations"), [(1.0, 2.0, 2), (2.0, 2.0, 2), (0.0, 0.0, 1), (0.0, 1.0, 3), (2.0, 0.0, 2)]
+    ("branches", "weights"), [((NULL,), None), ((NULL, Branch()), np.float32([1, 0]))], ids=["alone", "weight_0"]
 )
-def test_branches_of_weight_0_are_not_computed(data, given, text, evaluations):
-    model = Model()
-    guided(model, data, Guidance(given, text), text=TEXT, null_text=NULL)
-    assert model.batches == [2 * evaluations]
+def test_null_branch_knows_nothing_of_given_frames_nor_of_hints(model, hints_told, branches, weights):
+    assert leaks(model, hints_told, branches, weights) == [0, 0]
 
 
-def test_every_branch_sees_the_cameras(data):
-    class Seen:
-        def __call__(self, x, sigma, given, cameras):
-            assert cameras.K.shape == (len(x), 2, 3, 3) and cameras.known is None
-            return x * cameras.K.mean(axis=(1, 2, 3)).reshape(-1, 1, 1, 1, 1, 1)
-
-    cameras = Cameras(normal(2, 2, 3, 3), normal(2, 2, 4, 4))
-    twice = guided(Seen(), data, Guidance(given=2.0), cameras=cameras)
-    once, none = (single_with(Seen(), data, cameras, with_given) for with_given in (True, False))
-    np.testing.assert_allclose(twice, 2 * once - none, atol=1e-5)  # a few roundings of numbers about 5
+@pytest.mark.parametrize("hints_told", [False, True], ids=["nearest", "warped"])
+def test_hints_that_were_not_dropped_with_the_given_cells_would_be_seen_to_leak(model, hints_told, monkeypatch):
+    monkeypatch.setattr(Hints, "from_given", False)
+    of_frames, of_hints = leaks(model, hints_told, (NULL,), None)
+    assert (of_hints if hints_told else of_frames) > 1e-3
 
 
-def single_with(model, data, cameras, with_given: bool) -> np.ndarray:
-    noised = (1 - SIGMA) * data["x0_given"] + SIGMA * data["eps"]
-    x = data["x"] if with_given else np.where(data["given"][..., None, None, None], noised, data["x"])
-    return model(x, SIGMA, data["given"], cameras)
+def test_full_branch_knows_them(model):
+    of_frames, of_hints = leaks(model, True, (Branch(),), None)
+    assert of_frames > 1e-3 and of_hints > 1e-3

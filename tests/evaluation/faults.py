@@ -94,7 +94,7 @@ def fault_scores(truths, given, lpips):
 
 def main():
     """Prints the table as Markdown."""
-    from fourreal.evaluation.lpips import make_lpips
+    from fourreal.metrics.lpips import make_lpips
 
     lpips = {network: make_lpips(network) for network in ("alex", "vgg")}
     found = fault_scores(bundled_truths(), given_cells("view_and_time", 4, 4), lpips)

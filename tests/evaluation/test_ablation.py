@@ -6,38 +6,79 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from fourreal.cli import parse
-from fourreal.config import TrainConfig, load_config
-from fourreal.data import pipeline
+from fourreal.conditions import Hints
+from fourreal.data.batches import Batches, PipelineConfig
 from fourreal.data.masks import MaskMix
-from fourreal.data.pipeline import PipelineConfig, grid_batches
-from fourreal.evaluation import ablation
-from fourreal.evaluation.ablation import ARMS, Ablate, AblationConfig, ablate
-from fourreal.evaluation.ablation_report import (
+from fourreal.data.source import Source
+from fourreal.diffusion.stage import Stage
+from fourreal.evaluation.ablation import command
+from fourreal.evaluation.ablation.arms import ARMS, AblationConfig
+from fourreal.evaluation.ablation.command import Ablate, ablate
+from fourreal.evaluation.ablation.grid_scores import make_scorer
+from fourreal.evaluation.ablation.report import (
     Arm,
     best_learning_rate,
     equal_flops_steps,
     write_report,
 )
 from fourreal.models import VideoDiTConfig
-from fourreal.training import loop
+from fourreal.scene import Cameras, Scene
+from fourreal.training.config import TrainConfig, load_config
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
-from fourreal.training.step import make_train_step
+from fourreal.training.step import make_train_step, step_inputs
+
+pytestmark = pytest.mark.slow  # runs, killed and resumed: minutes together
 
 ARM = "all-none"
 ROOT = Path(__file__).parents[2]
 VIEWS, TIMES, SIZE, TOKENS = 2, 3, 4, 4
-MODEL = VideoDiTConfig(width=12, depth=2, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, hints=True)
+MODEL = VideoDiTConfig(
+    width=12, depth=2, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, conditions=(Hints(),)
+)
+UNITS = ("ab", "b", "c", "cd", "a", "d")  # of six grids; 0 and 3 show two
+
+
+@dataclasses.dataclass(frozen=True)
+class Units(Source):
+    """Six grids of four units."""
+
+    kind = "four_units"
+
+    def open(self, split: str) -> "UnitScenes":
+        return UnitScenes()
+
+
+class UnitScenes:
+    fingerprint, partial = "four units", False
+
+    def __len__(self) -> int:
+        return len(UNITS)
+
+    def shape(self, i: int) -> tuple[int, int, int, int]:
+        return 3, 4, SIZE, SIZE
+
+    def units(self, i: int) -> frozenset[str]:
+        return frozenset(UNITS[i])
+
+    def read(self, i: int, cut) -> Scene:
+        frames = np.random.default_rng(i).integers(0, 256, (3, 4, SIZE, SIZE, 3), np.uint8)
+        views = len(cut.views)
+        cameras = Cameras(np.ones((views, 3, 3), np.float32), np.ones((views, 4, 4), np.float32))
+        return Scene(frames[np.ix_(cut.views, cut.times)], i, cameras=cameras)
+
+
 CONFIG = AblationConfig(
     train=TrainConfig(
         name="tiny",
         model=MODEL,
-        data=PipelineConfig(views=VIEWS, times=TIMES, batch_size=2, masks=MaskMix(none=0.0)),
+        data=PipelineConfig(source=Units(), views=VIEWS, times=TIMES, batch_size=2, masks=MaskMix(none=0.0)),
         optim=OptimConfig(lr=0.01, warmup=0, final_lr=1.0, ema=0.5),
         steps=3,
         eval_every=2,
@@ -54,33 +95,14 @@ CONFIG = AblationConfig(
 )
 
 
-def grids_in_memory() -> list[dict]:
-    """Six grids of four units; 0 and 3 show two."""
-    units = ("ab", "b", "c", "cd", "a", "d")
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "frames": rng.integers(0, 256, (3, 4, SIZE, SIZE, 3), np.uint8),
-            "K": np.ones((3, 3, 3), np.float32),
-            "c2w": np.ones((3, 4, 4), np.float32),
-            "index": np.int64(index),
-            "scene": json.dumps({"subjects": [{"unit": unit} for unit in own]}),
-        }
-        for index, own in enumerate(units)
-    ]
-
-
 @pytest.fixture(scope="module", autouse=True)
-def in_memory(tmp_path_factory):
-    """Grids without a data set on disk, programs compiled quickly and once."""
+def compiled_once(tmp_path_factory):
+    """Programs are compiled quickly and once."""
     folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_open", lambda config, split, source: source or grids_in_memory())
-        patch.setattr(loop, "data_set_hash", lambda source: source)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        compilation_cache.reset_cache()
-        yield
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compilation_cache.reset_cache()
+    yield
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
 
@@ -102,7 +124,7 @@ class StopAfter:
 
 
 @pytest.fixture(scope="module")
-def unbroken(in_memory, tmp_path_factory) -> Path:
+def unbroken(compiled_once, tmp_path_factory) -> Path:
     """The folder of an ablation that nobody stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
     jax.config.update("jax_disable_most_optimizations", True)
@@ -147,23 +169,30 @@ def test_report_compares_every_arm_with_soft_grid_by_grid_and_shows_its_plot(unb
     assert "](ablation/units0.5.svg)" in text and (files / "units0.5.svg").read_text().startswith("<svg")
 
 
+class Watched:
+    """In place of a denoiser: keeps what it is shown, answers with one number of its own."""
+
+    prediction, conditions = "x0", MODEL.conditions
+
+    def __init__(self):
+        self.seen = []
+
+    def output(self, params, x, sigma, known, conditions=None, cells=None):
+        jax.debug.callback(lambda *arrays: self.seen.extend(map(np.asarray, arrays)), x, sigma, known.mask)
+        return x * params["base"]["given"]["vector"][0], x, jnp.where(known.mask, 0, sigma[:, None, None])
+
+
 def inputs_of(arm: str, steps: int = 2) -> list[np.ndarray]:
-    """What an arm's model is shown in its first training steps: noised frames, noise levels, masks."""
+    """What an arm's denoiser is shown in its first training steps: noised frames, noise levels, masks."""
     (config,) = dataclasses.replace(CONFIG, arms=(arm,)).runs(arm)
-    seen = []
-
-    def forward(params, x, sigma, given):
-        jax.debug.callback(lambda *arrays: seen.extend(map(np.asarray, arrays)), x, sigma, given)
-        return x * params["base"]["given"][0]
-
-    state = fresh_state({"base": {"given": np.ones(1, np.float32)}}, config)
-    train_step, batches = make_train_step(forward, config), grid_batches(config.data)
+    watched = Watched()
+    state = fresh_state({"base": {"given": {"vector": np.ones(1, np.float32)}}}, config)
+    train_step, batches = make_train_step(watched, config), Batches(config.data, MODEL.conditions).train()
     for _ in range(steps):
-        batch = next(batches)
-        state, _ = train_step(state, {name: batch[name] for name in ("frames", "given")})
+        state, _ = train_step(state, step_inputs(next(batches)))
     jax.effects_barrier()
     batches.close()
-    return seen
+    return watched.seen
 
 
 def test_two_arms_see_the_same_examples_masks_and_noise():
@@ -176,13 +205,13 @@ def test_two_arms_see_the_same_examples_masks_and_noise():
 def test_noise_of_a_test_grid_is_its_own_and_the_same_for_every_arm(monkeypatch):
     seen = []
 
-    def sample(model, frames, given, noise, *rest):
+    def sample(stage, params, codec, frames, given, noise, *rest, steps):
         jax.debug.callback(lambda array: seen.append(np.asarray(array)), noise)
-        return frames
+        return frames, None
 
-    monkeypatch.setattr(ablation, "sample_grid", sample)
+    monkeypatch.setattr(Stage, "__call__", sample)
     for arm in ("all-fused", "sync-soft"):
-        ablation.make_scorer(CONFIG.runs(arm)[0], count=3)({}, "mean")
+        make_scorer(CONFIG.runs(arm)[0], count=3)({}, "mean")
     jax.effects_barrier()
     ours, theirs = np.concatenate(seen[:2]), np.concatenate(seen[2:])
     np.testing.assert_array_equal(ours, theirs)
@@ -193,7 +222,7 @@ def test_finished_runs_are_not_trained_again(unbroken, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(ablation, "train_run", refuse)
+    monkeypatch.setattr(command, "train_run", refuse)
     ablate(CONFIG, unbroken / "runs", unbroken / "docs" / "ablation", StopAfter())
 
 
@@ -261,7 +290,7 @@ def test_flops_a_step_are_those_of_forward_and_backward_by_hand(unbroken):
 
 def test_arms_are_soft_and_hard_for_sync_all_five_else_and_the_controls():
     assert len(ARMS) == 2 + 5 + 5 + 2 + 2
-    assert {name for name, (trains, _) in ARMS.items() if trains == "sync"} == {"sync-soft", "sync-hard"}
+    assert {name for name, (trains, _) in ARMS.items() if "sync" in trains} == {"sync-soft", "sync-hard"}
     assert all(grid.matched == name.endswith("-linear") for name, (_, grid) in ARMS.items())
 
 

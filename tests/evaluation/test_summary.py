@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fourreal.evaluation.baselines import COPIES
 from fourreal.evaluation.evaluate import BASELINE
-from fourreal.evaluation.report import text_table
 from fourreal.evaluation.summary import summarise
+from fourreal.evaluation.tables import text_table
+from fourreal.metrics.baselines import COPIES
 
 GRIDS = 8
 LEVELS = np.random.default_rng(0).normal(20, 3, GRIDS)  # grids differ more than methods

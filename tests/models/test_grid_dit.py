@@ -1,4 +1,4 @@
-"""The grid model: invariants 1 to 4 of the design, every parameter away from zero.
+"""The grid model: invariants 1 to 4 of the design, probes and doors, every parameter away from zero.
 
 Grids have more times than views, so an exchange of the two shows; every cell has a sigma of its own.
 """
@@ -13,10 +13,13 @@ import pytest
 from einops import rearrange
 from flax import nnx
 
-from fourreal.grid import cell_sigma, grid_hints, swap_view_time
-from fourreal.models import GridDiT, GridDiTConfig
-from fourreal.models.attention import fused_attention
+from fourreal.conditions.hints import grid_hints
+from fourreal.errors import UserError
+from fourreal.grid import Cells, cell_sigma
+from fourreal.models import GridDiT, GridDiTConfig, Probe
 from fourreal.models.build import split_model
+from fourreal.nn.attention import fused_attention
+from fourreal.parallel.activations import swap_view_time
 
 VIEWS, TIMES = 2, 3
 # the same sums in another order over two layers, fp32, outputs near 1
@@ -51,7 +54,7 @@ def base_on_clips(tiny, data, context: str, **changes) -> np.ndarray:
     """
     base = tiny.config(**changes)
     parts = dict(data)
-    if base.hints:
+    if base.conditions:
         parts["hints"] = np.asarray(grid_hints(jnp.asarray(data["x"]), jnp.asarray(data["given"])))
     if context == "freeze_time":
         parts = {name: np.swapaxes(value, 1, 2) for name, value in parts.items()}
@@ -59,7 +62,8 @@ def base_on_clips(tiny, data, context: str, **changes) -> np.ndarray:
     clips = []
     for clip in range(parts["x"].shape[1]):
         one = {name: value[:, clip] for name, value in parts.items()}
-        hints = {"hints": one["hints"]} if base.hints else {}
+        axis = 2 if context == "freeze_time" else 1
+        hints = {"hints": np.expand_dims(one["hints"], axis)} if base.conditions else {}
         clips.append(forward(params, one["x"], one["sigma"], one["given"], context=context, **hints))
     out = np.stack(clips, axis=1)
     return np.swapaxes(out, 1, 2) if context == "freeze_time" else out
@@ -136,19 +140,25 @@ def test_fused_on_one_view_or_one_time_equals_the_base_in_the_dynamic_context(ti
     shown = {}
     if hints:
         pictures = grid_hints(jnp.asarray(data["x"]), jnp.asarray(data["given"]))
-        shown = {"hints": np.asarray(pictures).reshape(2, 3, *pictures.shape[3:])}
+        shown = {"hints": np.asarray(pictures).reshape(2, 1, 3, *pictures.shape[3:])}
     x = data["x"].reshape(2, 3, 4, 4, 3)
     sigma, given = (data[name].reshape(2, 3) for name in ("sigma", "given"))
     expected = tiny.forward(base)(tiny.params(base), x, sigma, given, context="dynamic", **shown)
     np.testing.assert_allclose(np.reshape(out, x.shape), expected, atol=TOLERANCE)
 
 
-def test_fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask(tiny, data):
-    """Cell (v, t) is frame v T + t of that clip; its tokens see the frames of its own view or its own time."""
-    base, grid = tiny.config(), GridDiTConfig("fused")
+@pytest.mark.parametrize(("times", "stride"), [(TIMES, None), (TIMES - 1, TIMES)])
+def test_fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask(tiny, data, times, stride):
+    """Cell (v, t) is at position stride v + t of that clip; its tokens see the frames of its own view or its own time.
+
+    With a stored stride a grid of fewer times keeps the distances between views.
+    """
+    base, grid = tiny.config(), GridDiTConfig("fused", stride=stride)
+    data = {name: value[:, :, :times] for name, value in data.items()}
     params = tiny.params(base, grid)
     part = nnx.merge(*nnx_split(base, grid, params)).base
-    view, time = (np.repeat(axis.ravel(), 4) for axis in np.indices((VIEWS, TIMES)))
+    view, time = (np.repeat(axis.ravel(), 4) for axis in np.indices((VIEWS, times)))
+    positions = np.add.outer((stride or times) * np.arange(VIEWS), np.arange(times)).ravel()
     seen = (view[:, None] == view) | (time[:, None] == time)
 
     def masked(q, k, v):
@@ -162,11 +172,11 @@ def test_fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask(ti
     def by_hand(x, sigma, given):
         x, sigma, given = (rearrange(a, "b v t ... -> b (v t) ...") for a in (x, sigma, given))
         temb, six = part.modulation(cell_sigma(sigma, given))
-        tokens, angles = part.embed(x, given, None), part.angles(np.arange(VIEWS * TIMES), (4, 4))
+        tokens, angles = part.embed(x, given), part.angles(positions, (4, 4))
         for layer in range(base.depth):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
-            tokens = block(tokens, six + part.context[0], angles, attention=masked)
-        return rearrange(part.decode(part.head(tokens, temb), x, None), "b (v t) ... -> b v t ...", v=VIEWS)
+            tokens = block(tokens, six + part.context.table[0], angles, attention=masked)
+        return rearrange(part.decode(part.head(tokens, temb), x), "b (v t) ... -> b v t ...", v=VIEWS)
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
@@ -183,11 +193,11 @@ def exchanged(params: dict, width: int) -> dict:
     """Parameters with the two streams' parts, context rows and hint pictures exchanged."""
     params = copy.deepcopy(params)
     base = params["base"]
-    base["context"] = base["context"][[1, 0, 2]]
-    if "hint_embed" in base:
-        kernel = base["hint_embed"]["kernel"]
-        base["hint_embed"]["kernel"] = np.concatenate(np.split(kernel, 2)[::-1])
-    if "hint_embed" in base:  # copy gates (p, p, picture): of the input itself, of the hint of the view, of the time
+    base["context"]["table"] = base["context"]["table"][[1, 0, 2]]
+    if "hints" in base.get("conditions", {}):
+        embed = base["conditions"]["hints"]["embed"]
+        embed["kernel"] = np.concatenate(np.split(embed["kernel"], 2)[::-1])
+        # copy gates (p, p, picture): of the input itself, of the hint of the view, of the time
         gate = base["head"]["copy_gate"]
         for name, value in gate.items():
             gate[name] = value.reshape(*value.shape[:-1], -1, 3)[..., [0, 2, 1]].reshape(value.shape)
@@ -275,6 +285,144 @@ def test_unsynchronized_streams_never_cross_whatever_the_depth(kept):
     assert (found[crossing()] == 0).all() and (found[~crossing()] > 1e-5).all()
 
 
+# Probes and heads
+
+
+def asked(tiny, base, grid: GridDiTConfig, probe: Probe = Probe(), cells: Cells | None = None):
+    """The jitted `heads(params, x, sigma, given)` of a model."""
+    graph, _ = split_model(base, grid)
+
+    def heads(params, x, sigma, given):
+        return nnx.merge(graph, nnx.State(params)).heads(x, sigma, given, {}, cells, probe)
+
+    return jax.jit(heads)
+
+
+def silence(message, layer, stream):
+    return jax.tree.map(jnp.zeros_like, message)
+
+
+@pytest.mark.parametrize("fusion", ["soft", "hard", "sequential", "fused"])
+def test_nothing_of_another_view_gets_past_an_exchange_of_zeros(tiny, data, fusion):
+    """Each stream's own axis alone is left: the time stream's view 1 no longer depends on view 0, bit for bit."""
+    base, grid = tiny.config(), GridDiTConfig(fusion)
+    params, other = tiny.params(base, grid), data["x"].copy()
+    other[:, 0] += 1
+
+    def view_1(heads, x):
+        streams, _ = heads(params, x, data["sigma"], data["given"])
+        return np.asarray(streams["time" if "time" in streams else "stream"])[:, 1]
+
+    silent, heard = asked(tiny, base, grid, Probe(exchange=silence)), asked(tiny, base, grid)
+    np.testing.assert_array_equal(view_1(silent, data["x"]), view_1(silent, other))
+    assert np.abs(view_1(heard, data["x"]) - view_1(heard, other)).max() > 0.01
+
+
+def test_silent_fused_layer_has_zero_keys_and_values_for_the_other_views_of_its_time(tiny, data):
+    """A dense softmax: logits q k / sqrt(e) within the view, 0 with value 0 for every token of the other views."""
+    base, grid = tiny.config(depth=1), GridDiTConfig("fused")
+    params = tiny.params(base, grid)
+    part = nnx.merge(*nnx_split(base, grid, params)).base
+    block = jax.tree.map(lambda leaf: leaf[0], part.blocks)
+
+    def attention(q, k, v):
+        times = q.shape[2]
+        q, k, v = (rearrange(x, "b v t s h e -> b v (t s) h e") for x in (q, k, v))
+        logits = jnp.einsum("bvqhe,bvkhe->bvhqk", q, k) / q.shape[-1] ** 0.5
+        weights = jnp.exp(logits)
+        weights = weights / (weights.sum(-1, keepdims=True) + (VIEWS - 1) * 4)  # 4 tokens a cell
+        return rearrange(jnp.einsum("bvhqk,bvkhe->bvqhe", weights, v), "b v (t s) h e -> b v t s h e", t=times)
+
+    @jax.jit
+    def by_hand(x, sigma, given):
+        temb, six = part.modulation(cell_sigma(sigma, given))
+        angles = part.angles(np.arange(VIEWS * TIMES), (4, 4)).reshape(VIEWS, TIMES, 4, -1)
+        tokens = block(part.embed(x, given), six + part.context.table[0], angles, attention=attention)
+        return part.decode(part.head(tokens, temb), x)
+
+    inputs = [data[name] for name in ("x", "sigma", "given")]
+    streams, _ = asked(tiny, base, grid, Probe(exchange=silence))(params, *inputs)
+    np.testing.assert_allclose(streams["stream"], by_hand(*inputs), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "names"), [("soft", {"view", "time"}), ("none", {"view", "time"}), ("fused", {"stream"})]
+)
+def test_heads_are_the_streams_and_their_mean_is_the_readout_and_a_probe_observes_every_layer(
+    tiny, data, fusion, names
+):
+    base, grid = tiny.config(), GridDiTConfig(fusion)
+    params = tiny.params(base, grid)
+    messages = []
+
+    def listen(message, layer, stream):
+        messages.append(stream)
+        return message
+
+    def observe(streams):
+        return {name: jnp.mean(stream, axis=(0, 3, 4)) for name, stream in streams.items()}
+
+    inputs = [data[name] for name in ("x", "sigma", "given")]
+    streams, observed = asked(tiny, base, grid, Probe(listen, observe))(params, *inputs)
+    assert set(streams) == set(observed) == names
+    assert set(messages) == (set() if fusion == "none" else names)
+    np.testing.assert_allclose(sum(streams.values()) / len(names), run(tiny, data, grid), atol=TOLERANCE)
+    for name in names:
+        assert observed[name].shape == (base.depth, VIEWS, TIMES)
+        assert np.abs(np.diff(observed[name], axis=0)).max() > 0.001  # another value every layer
+
+
+@pytest.mark.parametrize("fusion", ["soft", "fused"])
+def test_place_of_a_window_in_its_grid_does_not_matter_but_its_distances_do(tiny, data, fusion):
+    """Rotary attention depends on differences of positions alone."""
+    base, grid = tiny.config(), GridDiTConfig(fusion, stride=TIMES if fusion == "fused" else None)
+    params, inputs = tiny.params(base, grid), [data[name] for name in ("x", "sigma", "given")]
+
+    def out(cells: Cells) -> np.ndarray:
+        streams, _ = asked(tiny, base, grid, cells=cells)(params, *inputs)
+        return np.asarray(sum(streams.values()) / len(streams))
+
+    views, times = np.arange(VIEWS), np.arange(TIMES)
+    here = run(tiny, data, grid)
+    # angles up to 3 * 4 + 8 = 20 are rounded to fp32, to 1e-6, and the logits, about 1, with them: ten times the sums' error
+    np.testing.assert_allclose(out(Cells(views + 3, times + 5.5)), here, atol=10 * TOLERANCE)
+    assert np.abs(out(Cells(views, 2 * times)) - here).max() > 0.001
+
+
+# Doors
+
+BAD_INPUT = {
+    "a clip": ({"x": np.zeros((2, TIMES, 4, 4, 3), np.float32)}, r"grid is \[2, 3, 4, 4, 3\]: expected \[b, views"),
+    "pixels": (
+        {"x": np.zeros((2, VIEWS, TIMES, 4, 4, 3), np.uint8)},
+        "grid is uint8: expected floating point.*to_unit",
+    ),
+    "sides": ({"x": np.zeros((2, VIEWS, TIMES, 5, 4, 3), np.float32)}, "the patch of 2 divides"),
+    "channels": ({"x": np.zeros((2, VIEWS, TIMES, 4, 4, 1), np.float32)}, "expected 3 channels"),
+    "sigma a view": ({"sigma": np.ones((2, VIEWS), np.float32)}, r"sigma is \[2, 2\]: expected one number, \[2\]"),
+    "sigma too long": ({"sigma": np.ones(3, np.float32)}, r"sigma is \[3\]: expected one number"),
+    "sigma whole": ({"sigma": np.ones(2, np.int32)}, "sigma is int32: expected floating point"),
+    "float mask": ({"given": np.zeros((2, VIEWS, TIMES), np.float32)}, "given is float32.*expected bool"),
+    "long mask": ({"given": np.zeros((2, VIEWS, TIMES + 1), bool)}, r"given is bool \[2, 2, 4\]: expected bool"),
+    "unknown condition": ({"conditions": {"camera": 1}}, "takes no camera"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_input_that_does_not_fit_is_refused_in_one_line_with_what_was_expected(tiny, data, case):
+    changes, text = BAD_INPUT[case]
+    inputs = {"conditions": {}} | data | changes
+    graph, shapes = split_model(tiny.config(), GridDiTConfig("soft"))
+    with pytest.raises(UserError, match=text) as error:
+        jax.eval_shape(
+            lambda params: nnx.merge(graph, nnx.State(params))(
+                *(inputs[k] for k in ("x", "sigma", "given", "conditions"))
+            ),
+            shapes,
+        )
+    assert "\n" not in str(error.value)
+
+
 # The other fusion, and what is refused
 
 
@@ -289,14 +437,14 @@ def test_sequential_is_the_block_over_views_then_over_times_in_every_layer(tiny,
         part = model.base
         sigma = cell_sigma(sigma, given)
         temb, six = part.modulation(sigma)
-        tokens = part.embed(x, given, None)
+        tokens = part.embed(x, given)
         for layer in range(base.depth):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
-            six_v = swap_view_time(six + part.context[1])
+            six_v = swap_view_time(six + part.context.table[1])
             tokens = swap_view_time(tokens)
             tokens = swap_view_time(block(tokens, six_v, part.angles(np.arange(VIEWS), (4, 4))))
-            tokens = block(tokens, six + part.context[0], part.angles(np.arange(TIMES), (4, 4)))
-        return part.decode(part.head(tokens, temb), x, None)
+            tokens = block(tokens, six + part.context.table[0], part.angles(np.arange(TIMES), (4, 4)))
+        return part.decode(part.head(tokens, temb), x)
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
@@ -346,17 +494,17 @@ def test_matched_control_adds_a_linear_map_of_a_blocks_input_and_output(tiny, da
     def by_hand(x, sigma, given):
         part = model.base
         temb, six = part.modulation(cell_sigma(sigma, given))
-        tokens = part.embed(x, given, None)
+        tokens = part.embed(x, given)
         if fusion == "sequential":
-            six_v, angles = swap_view_time(six + part.context[1]), part.angles(np.arange(VIEWS), (4, 4))
+            six_v, angles = swap_view_time(six + part.context.table[1]), part.angles(np.arange(VIEWS), (4, 4))
             tokens = corrected(tokens, swap_view_time(block(swap_view_time(tokens), six_v, angles)), 0)
-            y = block(tokens, six + part.context[0], part.angles(np.arange(TIMES), (4, 4)))
+            y = block(tokens, six + part.context.table[0], part.angles(np.arange(TIMES), (4, 4)))
             tokens = corrected(tokens, y, 1)
         else:
             angles = part.angles(np.arange(VIEWS * TIMES), (4, 4)).reshape(VIEWS, TIMES, 4, -1)
-            y = block(tokens, six + part.context[0], angles, attention=fused_attention)
+            y = block(tokens, six + part.context.table[0], angles, attention=fused_attention)
             tokens = corrected(tokens, y, 0, 1)
-        return part.decode(part.head(tokens, temb), x, None)
+        return part.decode(part.head(tokens, temb), x)
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(out, expected, atol=TOLERANCE)
@@ -396,8 +544,13 @@ def test_default_hints_are_those_of_the_grid_and_others_may_be_passed(tiny, data
         {"fusion": "sequential", "readout": "time"},
         {"fusion": "fused", "readout": "view"},
         {"readout": "both"},
+        {"fusion": "none", "matched": True},
+        {"fusion": "soft", "stride": 3},
+        {"fusion": "fused", "stride": 0},
+        {"fusion": "base", "readout": "time"},
     ],
 )
-def test_combinations_that_mean_nothing_are_refused(settings):
-    with pytest.raises(ValueError, match="expected"):
+def test_combinations_that_mean_nothing_are_refused_in_one_line(settings):
+    with pytest.raises(UserError, match=r"expected|there is no fusion") as error:
         GridDiTConfig(**settings)
+    assert "\n" not in str(error.value)

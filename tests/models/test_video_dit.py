@@ -1,5 +1,5 @@
 """The base on clips: noise levels, given frames, contexts, hints, and what is refused. Its arithmetic against Wan's is in
-`test_wan_parity.py`."""
+`checkpoints/test_wan.py`."""
 
 import copy
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fourreal.grid import clip_hints
+from fourreal.conditions import Cameras
+from fourreal.conditions.hints import grid_hints
+from fourreal.errors import UserError
 from fourreal.models import VideoDiT, VideoDiTConfig
 
 FRAMES = 3
@@ -49,7 +51,7 @@ def test_given_vector_tells_a_given_frame_from_an_unknown_one_of_sigma_0(tiny, c
     sigma = np.where(given, 0, sigma).astype(np.float32)
     unmarked = np.zeros_like(given)
     assert np.abs(forward(params, x, sigma, given) - forward(params, x, sigma, unmarked)).max() > 0.01
-    params["base"]["given"] = np.zeros_like(params["base"]["given"])
+    params["base"]["given"]["vector"] = np.zeros_like(params["base"]["given"]["vector"])
     np.testing.assert_array_equal(forward(params, x, sigma, given), forward(params, x, sigma, unmarked))
 
 
@@ -68,21 +70,23 @@ def test_context_is_a_row_added_to_the_table_of_every_block_and_not_to_the_head(
     config = tiny.config()
     forward, params = tiny.forward(config), copy.deepcopy(tiny.params(config))
     out = forward(params, x, sigma, given, context=("dynamic", "freeze_time", "image")[row])
-    params["base"]["blocks"]["modulation"] = params["base"]["blocks"]["modulation"] + params["base"]["context"][row]
+    table = params["base"]["context"]["table"]
+    params["base"]["blocks"]["modulation"] = params["base"]["blocks"]["modulation"] + table[row]
     without = forward(params, x, sigma, given, context=None)
     np.testing.assert_allclose(out, without, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("context", "slot"), [("dynamic", 0), ("freeze_time", 1), ("image", 0)])
-def test_default_hints_are_the_nearest_given_frames_in_the_slot_of_the_context(tiny, clip, context, slot):
+@pytest.mark.parametrize("context", ["dynamic", "freeze_time", "image"])
+def test_default_hints_are_those_of_the_clip_as_a_grid_of_one_view_or_one_time(tiny, clip, context):
+    """So a base sees hints in the slots in which a grid model, which keeps its weights, will see them."""
     x, sigma, given = clip
     config = tiny.config(hints=True)
     forward, params = tiny.forward(config), tiny.params(config)
-    hints = np.zeros((*x.shape[:2], 2, *x.shape[2:4], 4), np.float32)
-    hints[:, :, slot] = clip_hints(jnp.asarray(x), jnp.asarray(given))
+    axis = 2 if context == "freeze_time" else 1
+    hints = np.asarray(grid_hints(*(jnp.expand_dims(part, axis) for part in (x, given))))
     out = forward(params, x, sigma, given, context=context)
     np.testing.assert_allclose(out, forward(params, x, sigma, given, hints=hints, context=context), atol=TOLERANCE)
-    other = forward(params, x, sigma, given, hints=hints[:, :, ::-1], context=context)
+    other = forward(params, x, sigma, given, hints=hints[:, :, :, ::-1], context=context)
     assert np.abs(out - other).max() > 0.01  # the two slots are not the same
 
 
@@ -92,12 +96,11 @@ def test_fresh_model_ignores_hints_context_and_the_given_mark(tiny, clip):
     config = tiny.config(hints=True)
     fresh = nnx.to_pure_dict(nnx.state(VideoDiT(tiny.config(), rngs=nnx.Rngs(0))))
     with_hints = nnx.to_pure_dict(nnx.state(VideoDiT(config, rngs=nnx.Rngs(0))))
-    for name in ("context", "given"):
-        assert not np.any(fresh[name])
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(with_hints["hint_embed"]))
+    zeros = fresh["context"], fresh["given"], with_hints["conditions"]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(zeros))
     out = tiny.forward(config)({"base": with_hints}, x, np.where(given, 0, sigma).astype(np.float32), given)
-    merged = {"base": {k: v for k, v in with_hints.items() if k != "hint_embed"}}
-    merged["base"]["head"] = {k: v for k, v in with_hints["head"].items() if k in fresh["head"]}
+    merged = {"base": {k: v for k, v in with_hints.items() if k != "conditions"}}
+    merged["base"]["head"] = with_hints["head"] | {"copy_gate": fresh["head"]["copy_gate"]}
     plain = tiny.forward(tiny.config())(merged, x, np.where(given, 0, sigma).astype(np.float32), None, context=None)
     np.testing.assert_allclose(out, plain, atol=TOLERANCE)
 
@@ -167,38 +170,53 @@ def test_text_changes_the_output_and_only_its_own_example(tiny, clip):
     assert np.abs(first[1] - second[1]).max() > 0.001
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"hints": True}, "takes no hints"),
-        ({"text": True}, "takes no text"),
-        ({"context": "frozen"}, "dynamic, freeze_time, image or None"),
-        ({"x": (2, FRAMES, 4, 5, 3)}, "the patch of 2 divides"),
-        ({"x": (2, FRAMES, 4, 4, 4)}, "expected 3 channels"),
-    ],
-)
-def test_input_that_does_not_fit_is_refused_with_what_was_expected(tiny, clip, settings, text):
-    x, sigma, given = clip
+BAD_INPUT = {
+    "x without channels": ({"x": np.zeros((2, FRAMES, 4, 4), np.float32)}, r"clip is \[2, 3, 4, 4\]: expected \[b, f"),
+    "x of pixels": ({"x": np.zeros((2, FRAMES, 4, 4, 3), np.uint8)}, "grid is uint8: expected floating point"),
+    "x that the patch does not divide": ({"x": np.zeros((2, FRAMES, 4, 5, 3), np.float32)}, "the patch of 2 divides"),
+    "x of four channels": ({"x": np.zeros((2, FRAMES, 4, 4, 4), np.float32)}, "expected 3 channels"),
+    "sigma of another length": ({"sigma": np.ones(3, np.float32)}, r"sigma is \[3\]: expected one number, \[2\]"),
+    "sigma of whole numbers": ({"sigma": np.ones(2, np.int32)}, "sigma is int32: expected floating point"),
+    "given in floats": ({"given": np.zeros((2, FRAMES), np.float32)}, "given is float32"),
+    "given of another length": ({"given": np.zeros((2, FRAMES + 1), bool)}, "given is bool"),
+    "hints": ({"conditions": {"hints": np.zeros((2, 1, FRAMES, 2, 4, 4, 4), np.float32)}}, "takes no hints"),
+    "text": ({"conditions": {"text": np.zeros((2, 5, 10), np.float32)}}, "takes no text"),
+    "a context": ({"conditions": {"context": "frozen"}}, "dynamic, freeze_time, image or None"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_input_that_does_not_fit_is_refused_in_one_line_with_what_was_expected(tiny, clip, case):
+    changes, text = BAD_INPUT[case]
+    inputs = dict(zip(("x", "sigma", "given"), clip, strict=True)) | changes
     model = nnx.eval_shape(lambda: VideoDiT(tiny.config(), rngs=nnx.Rngs(0)))
-    x = np.zeros(settings.pop("x"), np.float32) if "x" in settings else x
-    if "hints" in settings:
-        settings = {"hints": np.zeros((*x.shape[:2], 2, 4, 4, 4), np.float32)}
-    if "text" in settings:
-        settings = {"text": np.zeros((2, 5, 10), np.float32)}
-    with pytest.raises(ValueError, match=text):
-        jax.eval_shape(lambda model: model(x, sigma, given, **settings), model)
+    with pytest.raises(UserError, match=text) as error:
+        jax.eval_shape(
+            lambda model: model(inputs["x"], inputs["sigma"], inputs["given"], inputs.get("conditions")), model
+        )
+    assert "\n" not in str(error.value)
+
+
+def test_one_number_is_a_sigma_for_all(tiny, clip):
+    x, _, given = clip
+    config = tiny.config()
+    forward, params = tiny.forward(config), tiny.params(config)
+    every = np.full(len(x), 0.4, np.float32)
+    np.testing.assert_allclose(
+        forward(params, x, np.float32(0.4), given), forward(params, x, every, given), atol=TOLERANCE
+    )
 
 
 def test_model_with_text_refuses_to_run_without(tiny, clip):
-    x, sigma, given = clip
     model = nnx.eval_shape(lambda: VideoDiT(tiny.config(text_width=10), rngs=nnx.Rngs(0)))
-    with pytest.raises(ValueError, match="needs text"):
-        jax.eval_shape(lambda model: model(x, sigma, given), model)
+    with pytest.raises(UserError, match="needs text"):
+        jax.eval_shape(lambda model: model(*clip), model)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        {"conditions": (Cameras(), Cameras(drop=0.1))},
         {"heads": 5},
         {"heads": 8},
         {"width": 26},
@@ -210,7 +228,7 @@ def test_model_with_text_refuses_to_run_without(tiny, clip):
     ],
 )
 def test_settings_that_no_model_has_are_refused(tiny, changes):
-    with pytest.raises(ValueError, match=r"expected|must be"):
+    with pytest.raises(ValueError, match=r"expected|must be|give"):
         tiny.config(**changes)
 
 

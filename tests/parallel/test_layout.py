@@ -6,16 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fourreal.config import TrainConfig
+from fourreal.checkpoints.weights import flat_names, open_weights, read_placed, save_weights
+from fourreal.conditions import Condition
+from fourreal.data.batches import PipelineConfig
+from fourreal.data.masks import CLIPS, CutMix
 from fourreal.models import GridDiT, GridDiTConfig, VideoDiT
-from fourreal.models.build import fresh_params, split_model
-from fourreal.models.weights import flat_names, open_weights, read_placed, save_weights
+from fourreal.models.build import fresh_params, model_table, split_model
 from fourreal.parallel import activations, layout
 from fourreal.parallel.mesh import MeshConfig, make_mesh
+from fourreal.scene import Cameras
+from fourreal.training.config import TrainConfig
 from fourreal.training.state import fresh_state
+from fourreal.training.step import fusion_of, input_axes
 
 
 def mesh(**sizes: int):
@@ -79,6 +85,7 @@ def test_grid_axis_that_does_not_divide_views_and_times_is_refused_with_the_size
         model(jnp.zeros((1, 4, 6, 4, 4, 3)), jnp.ones(1))
 
 
+@pytest.mark.slow
 def test_tensor_axis_that_does_not_divide_the_heads_is_refused(tiny):
     with mesh(tensor=4), pytest.raises(ValueError, match=r"mesh.tensor 4 does not divide 2 heads: give 1 or 2"):
         VideoDiT(tiny.config(), rngs=_rngs())(jnp.zeros((1, 2, 4, 4, 3)), jnp.ones(1))
@@ -116,12 +123,18 @@ def test_switch_is_one_all_to_all_and_nothing_else():
     assert counts == {"all-to-all": 1, "all-gather": 0, "all-reduce": 0, "collective-permute": 0}
 
 
-@pytest.mark.parametrize("grid", [None, GridDiTConfig(), GridDiTConfig("hard"), GridDiTConfig("fused", matched=True)])
+@pytest.mark.parametrize(
+    "grid",
+    [GridDiTConfig("base"), GridDiTConfig(), GridDiTConfig("hard"), GridDiTConfig("fused", matched=True)],
+    ids=lambda grid: grid.fusion,
+)
 def test_table_knows_every_parameter_and_every_axis_it_cuts_is_there(tiny, grid):
     base = tiny.config(hints=True, cameras=True, text_width=8)
-    for name, shape in flat_names(split_model(base, grid)[1]).items():
-        spec = layout.parameter_spec(name)
-        assert len(spec) in (0, len(shape.shape)), name
+    table, shapes = model_table(base, grid), flat_names(split_model(base, grid)[1])
+    assert table.keys() == shapes.keys()
+    for name, shape in shapes.items():
+        spec = table[name].spec
+        assert len(spec) <= 1 or len(spec) == len(shape.shape), name
         if name.endswith("kernel"):
             assert ("fsdp", "grid") in spec, name  # nothing large is whole on every device
 
@@ -141,9 +154,38 @@ def test_microbatches_are_equal_parts_of_every_devices_own_examples(lead, device
     assert all(kind not in split.as_text() for kind in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
-def test_parameter_that_the_table_does_not_know_is_refused():
-    with pytest.raises(ValueError, match=r"matches the parameter base\.new\.kernel"):
-        layout.parameter_spec("base.new.kernel")
+class Forgetful(nnx.Module):
+    """A module that claims one of its two parameters."""
+
+    layout = {"kernel": P(None, layout.FSDP)}  # noqa: RUF012
+
+    def __init__(self):
+        self.kernel, self.bias = nnx.Param(jnp.zeros((4, 8))), nnx.Param(jnp.zeros(8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Careless(Condition):
+    """A condition whose module forgets to claim a parameter."""
+
+    kind = "careless"
+
+    def module(self, base, rngs):
+        return Forgetful()
+
+
+def test_parameter_that_no_module_claims_is_refused_with_its_path_where_the_model_is_laid_out(tiny):
+    """Also one in a condition's module, and before anything of it is made."""
+    with pytest.raises(TypeError, match=r"no module claims the parameter base\.conditions\.careless\.bias: .*`layout`"):
+        model_table(tiny.config(conditions=(Careless(),)), GridDiTConfig("base"))
+
+
+def test_claims_of_stacked_layers_leave_the_layer_axis_whole_and_keep_the_group_of_the_module(tiny):
+    table = model_table(tiny.config(text_width=8), GridDiTConfig())
+    assert table["base.blocks.mlp.in_.kernel"].spec == P(None, layout.FSDP, "tensor")
+    assert table["sync.mod_linear.kernel"] == (P(None, None, layout.FSDP, None, "tensor"), "sync")
+    assert table["base.given.vector"].group == "conditions"
+    assert table["base.blocks.attention.query.kernel"].group == "attention"
+    assert table["base.patch_embed.kernel"].group == "base"
 
 
 def test_every_device_holds_its_part_of_the_state_alone_and_the_values_are_those_of_one_device(tiny):
@@ -152,8 +194,9 @@ def test_every_device_holds_its_part_of_the_state_alone_and_the_values_are_those
     config = TrainConfig("x", base, grid)
     wanted = fresh_params(base, grid, 0)
     with mesh(fsdp=2, grid=2, tensor=2, data=1):
-        params = fresh_params(base, grid, 0, layout.shardings(split_model(base, grid)[1]))
-        state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
+        table = model_table(base, grid)
+        params = fresh_params(base, grid, 0, layout.shardings(split_model(base, grid)[1], table))
+        state = layout.jit_placed(lambda params: fresh_state(params, config), table, params)(params)
     for name, leaf in flat_names(params).items():
         np.testing.assert_array_equal(leaf, flat_names(wanted)[name], err_msg=name)
     kernels = [
@@ -166,14 +209,31 @@ def test_every_device_holds_its_part_of_the_state_alone_and_the_values_are_those
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 24 // 4, 24 // 2)}
 
 
-def test_batch_is_cut_over_examples_and_views_and_a_process_reads_what_its_devices_need():
-    frames = np.arange(4 * 4 * 2).reshape(4, 4, 2)
+@pytest.mark.parametrize(
+    ("fusion", "shares"),
+    [
+        ("soft", {"given": (4, 1, 2), "K": (4, 1, 3, 3), "c2w": (4, 1, 4, 4), "text": (4, 5, 6), "known": (4,)}),
+        ("base", {"given": (1, 4, 2), "K": (1, 4, 3, 3), "c2w": (1, 4, 4, 4), "text": (1, 5, 6), "known": (1,)}),
+    ],
+)
+def test_batch_is_cut_over_examples_and_views_and_a_base_s_over_examples_alone(tiny, fusion, shares):
+    """Of a condition's value each array by its own axes; a grid's text and flags are where its frames are."""
+    rng, base = np.random.default_rng(0), tiny.config(cameras=True, text_width=6)
+    K, c2w, text = (rng.normal(size=(8, *shape)).astype(np.float32) for shape in ((4, 3, 3), (4, 4, 4), (5, 6)))
+    conditions = {"cameras": Cameras(K, c2w, known=np.arange(8) % 2 > 0), "text": text}
+    batch = {"given": rng.random((8, 4, 2)) < 0.5, "conditions": conditions}
+    cuts = CutMix() if fusion == "soft" else CLIPS
+    config = TrainConfig("x", base, GridDiTConfig(fusion), data=PipelineConfig(cuts=cuts))
+    lead = fusion_of(config).lead
     with mesh(data=2, grid=4):
-        shapes = layout.batch_shapes({"given": frames, "cameras_known": frames[:, 0, 0]}, "grid", 1)
-        assert layout.share_of_batch("grid", 4) == (0, 1)
-        placed = layout.put_batch({"given": frames, "cameras_known": frames[:, 0, 0]}, shapes, (0, 1))
-    assert {shard.data.shape for shard in placed["given"].addressable_shards} == {(2, 1, 2)}
-    np.testing.assert_array_equal(placed["given"], frames)
+        shapes = layout.batch_shapes(batch, input_axes(config, batch), 1, lead)
+        assert layout.share_of_batch(lead, 8) == (0, 1)
+        placed = layout.put_batch(batch, shapes, (0, 1))
+    told = placed["conditions"]
+    arrays = {"given": placed["given"], "text": told["text"]} | told["cameras"]._asdict()
+    found = {name: {s.data.shape for s in x.addressable_shards} for name, x in arrays.items() if x is not None}
+    assert found == {name: {shape} for name, shape in shares.items()}
+    jax.tree.map(np.testing.assert_array_equal, placed, batch)
 
 
 @pytest.mark.parametrize("size", [4, 6, 16])
@@ -214,6 +274,4 @@ class Recorded:
 
 
 def _rngs():
-    from flax import nnx
-
     return nnx.Rngs(0)

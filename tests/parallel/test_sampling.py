@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from fourreal.diffusion.guidance import Guidance
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.diffusion.guidance import scale_branches
+from fourreal.diffusion.samplers import Euler
 from fourreal.models import GridDiTConfig
-from fourreal.models.checkpoints import ModelSpec
 from fourreal.parallel.mesh import MeshConfig, fit_mesh, make_mesh
 from fourreal.sampling.pipeline import GridPipeline
 
@@ -14,9 +15,9 @@ from fourreal.sampling.pipeline import GridPipeline
 @pytest.mark.parametrize(("fusion", "guidance_scale"), [("soft", 2.0), ("fused", 1.0)])
 def test_grid_sampled_on_eight_devices_is_that_of_one(tiny, fusion, guidance_scale):
     """Both branches of guidance over data, the grid over its axis, the parameters cut over both and fsdp."""
-    spec = ModelSpec(tiny.config(hints=True), GridDiTConfig(fusion), views=4, times=2, size=4)
+    spec = ModelSpec(tiny.config(hints=True), GridDiTConfig(fusion), views=4, times=2, size=(4, 6))
     params = tiny.params(spec.model, spec.grid)
-    frames = np.random.default_rng(0).integers(0, 256, (4, 2, 4, 4, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (4, 2, 4, 6, 3), np.uint8)
     given = np.zeros((4, 2), bool)
     given[0] = True
     sampled = [
@@ -66,17 +67,18 @@ def test_sampling_lays_slices_along_data(devices, slices, expected):
 def test_a_device_computes_one_branch_of_guidance(tiny, monkeypatch):
     """By FLOPs of the compiled program: with guidance as many a device as without."""
     monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:8])
-    spec = ModelSpec(tiny.config(), GridDiTConfig("soft"), views=2, times=2, size=4)
+    spec = ModelSpec(tiny.config(), GridDiTConfig("soft"), views=2, times=2, size=(4, 4))
     pipe = GridPipeline(spec, tiny.params(spec.model, spec.grid))
-    noise, given = np.zeros((2, 2, 4, 4, 3), np.float32), np.zeros((2, 2), bool)
-    nothing = {"text": None, "cameras": None}
+    frames, given = np.zeros((1, 2, 2, 4, 4, 3), np.uint8), np.zeros((1, 2, 2), bool)
+    noise = frames.astype(np.float32)
 
-    def flops(guidance: Guidance) -> float:
+    def flops(scale: float) -> float:
+        branches, weights = scale_branches(scale)
         lowered = pipe._sample.lower(
-            pipe.params, noise, given, noise, nothing, steps=1, guidance=guidance, method="euler"
+            pipe.params, {}, frames, given, noise, {}, weights, sampler=Euler(), steps=1, branches=branches
         )
         return lowered.compile().cost_analysis()["flops"]
 
     with jax.set_mesh(pipe.mesh):
-        plain, guided = flops(Guidance()), flops(Guidance(given=2.0))
+        plain, guided = flops(1.0), flops(2.0)
     assert plain <= guided < 1.2 * plain

@@ -7,12 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from fourreal.config import TrainConfig
+from fourreal.data.batches import PipelineConfig
+from fourreal.data.masks import CLIPS, CutMix
+from fourreal.diffusion.denoiser import make_denoiser
 from fourreal.models import GridDiTConfig
-from fourreal.models.build import make_forward, split_model
+from fourreal.models.build import model_table
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import MeshConfig, make_mesh
-from fourreal.training.loop import CompiledSteps
+from fourreal.scene import Cameras
+from fourreal.training.compiled import CompiledSteps
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
 from fourreal.training.step import make_train_step
@@ -24,35 +28,48 @@ CASES = [
     *[("fused", {"data": -1} | {axis: size}) for axis, size in {"data": 8, "fsdp": 8, "grid": 2, "tensor": 2}.items()],
     *[("soft", mesh) for mesh in MIXED],
     *[(fusion, {"grid": 2}) for fusion in ("hard", "sequential", "none")],
+    *[("base", mesh) for mesh in ({"grid": 8}, *MIXED)],
 ]
 
 
 @functools.cache
-def batch() -> dict:
-    rng = np.random.default_rng(0)
-    given = rng.random((BATCH, VIEWS, TIMES)) < 0.4
-    given[:, 0, 0], given[:, 1, 1] = True, False
-    c2w = np.tile(np.eye(4, dtype=np.float32), (BATCH, VIEWS, 1, 1))
-    c2w[..., :3, 3] = rng.normal(size=(BATCH, VIEWS, 3))
+def batch(views: int, times: int) -> dict:
+    """Everything that a batch may hold: cameras, text, cells that are missing and pixels that are invalid, drops."""
+    rng, cells = np.random.default_rng(0), (BATCH, views, times)
+    given = rng.random(cells) < 0.4
+    given[:, 0, 0], given[:, -1, -1] = True, False
+    exists = given | (rng.random(cells) < 0.8)
+    exists[:, -1, -1] = True
+    K = np.tile(np.array([[4, 0, 2], [0, 4, 2], [0, 0, 1]], np.float32), (BATCH, views, 1, 1))
+    c2w = np.tile(np.eye(4, dtype=np.float32), (BATCH, views, 1, 1))
+    c2w[..., :3, 3] = rng.normal(size=(BATCH, views, 3))
+    reference = rng.integers(views, size=BATCH).astype(np.int32)
     return {
-        "frames": rng.integers(0, 256, (BATCH, VIEWS, TIMES, 4, 4, 3), np.uint8),
+        "frames": rng.integers(0, 256, (*cells, 4, 4, 3), np.uint8),
         "given": given,
-        "K": np.tile(np.array([[4, 0, 2], [0, 4, 2], [0, 0, 1]], np.float32), (BATCH, VIEWS, 1, 1)),
-        "c2w": c2w,
-        "cameras_known": rng.random(BATCH) < 0.7,
+        "exists": exists,
+        "valid": rng.random((*cells, 4, 4)) < 0.9,
+        "conditions": {
+            "cameras": Cameras(K, c2w, known=rng.random(BATCH) < 0.7, reference=reference),
+            "text": rng.normal(size=(BATCH, 3, 6)).astype(np.float32),
+        },
+        "dropped": {"text": rng.random(BATCH) < 0.3},
     }
 
 
 def one_step(tiny: SimpleNamespace, fusion: str, mesh: MeshConfig, devices: int, microbatch: int | None = None):
     """(state, metrics) after a step from perturbed parameters."""
-    base = tiny.config(hints=True, cameras=True)
+    base = tiny.config(hints=True, cameras=True, text_width=6)
     optim = OptimConfig(lr=0.01, warmup=0, ema=0.5, microbatch=microbatch)
-    config = TrainConfig("x", base, GridDiTConfig(fusion), optim=optim, steps=10)
+    data = PipelineConfig(cuts=CLIPS if fusion == "base" else CutMix())
+    config = TrainConfig("x", base, GridDiTConfig(fusion), data, optim=optim, steps=10)
+    inputs = batch(VIEWS, 1) if fusion == "base" else batch(VIEWS, TIMES)
     with jax.set_mesh(make_mesh(mesh, jax.local_devices()[:devices])):
         params = tiny.params(config.model, config.grid)
-        state = layout.jit_placed(lambda params: fresh_state(params, config), params)(params)
-        forward = make_forward(split_model(config.model, config.grid)[0])
-        return jax.device_get(CompiledSteps(make_train_step(forward, config), config)(state, batch()))
+        table = model_table(config.model, config.grid)
+        state = layout.jit_placed(lambda params: fresh_state(params, config), table, params)(params)
+        steps = CompiledSteps(make_train_step(make_denoiser(config.model, config.grid), config), config)
+        return jax.device_get(steps(state, inputs))
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +84,10 @@ def test_step_on_eight_devices_equals_the_step_on_one(tiny, on_one_device, fusio
 
 
 @pytest.mark.slow
-def test_step_in_microbatches_on_eight_devices_equals_the_step_on_one(tiny, on_one_device):
-    same(one_step(tiny, "soft", MeshConfig(data=2, fsdp=2, grid=2), 8, microbatch=1), on_one_device("soft"))
+@pytest.mark.parametrize("fusion", ["soft", "base"])
+def test_step_in_microbatches_on_eight_devices_equals_the_step_on_one(tiny, on_one_device, fusion):
+    mesh = MeshConfig(data=1, fsdp=2, grid=2, tensor=2)
+    same(one_step(tiny, fusion, mesh, 8, microbatch=1), on_one_device(fusion))
 
 
 def same(found: tuple, expected: tuple) -> None:

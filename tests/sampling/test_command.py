@@ -1,24 +1,37 @@
+"""What `fourreal sample` asks a pipeline for, what it writes, and what it refuses before any weights load."""
+
 import json
+import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fourreal import cli
-from fourreal.models import GridDiTConfig, checkpoints
+from fourreal.checkpoints import specs as checkpoints
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.conditions import Cameras, Hints
+from fourreal.diffusion.samplers import Euler, Heun, UniPC
+from fourreal.geometry.trajectories import trajectory
+from fourreal.media.videos import write_video
+from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.sampling import inputs
-from fourreal.sampling.cameras import trajectory
-from fourreal.sampling.media import write_video
+from fourreal.sampling import pipeline as pipelines
 
 SHAPE = (3, 4, 16, 16)
+BASE = VideoDiTConfig(
+    width=12, depth=1, heads=2, mlp_width=16, patch=(1, 4, 4), frequency_width=8, conditions=(Hints(), Cameras())
+)
+SPEC = ModelSpec(BASE, GridDiTConfig("hard"), views=SHAPE[0], times=SHAPE[1], size=SHAPE[2:])
+PLAIN = {"conditions": {}, "steps": 4, "guidance_scale": 1.0, "method": Euler(), "seed": 0}
 
 
 class GreyPipeline:
     """Answers grey in every unknown cell."""
 
     def __init__(self):
-        self.config = GridDiTConfig("hard")
+        self.config = SPEC
         self.weights_hash = "abc123"
         self.calls = []
 
@@ -29,13 +42,10 @@ class GreyPipeline:
 
 @pytest.fixture
 def pipeline(monkeypatch, tmp_path):
-    """A pipeline in place of the real one, which has its own tests; it fails the test if it loads before the checks."""
+    """A pipeline in place of the real one, which has its own tests, in a folder with clips and one test grid."""
     pipe = GreyPipeline()
-    module = ModuleType("fourreal.sampling.pipeline")
-    module.load_pipeline = lambda name, mesh: pipe
-    monkeypatch.setitem(sys.modules, "fourreal.sampling.pipeline", module)
-    described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2], model=SimpleNamespace(cameras=True))
-    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: described)
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh: pipe)
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: SPEC)
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "long.mp4", np.zeros((13, 16, 16, 3), np.uint8), fps=8)
     write_video(tmp_path / "orbit.mp4", np.full((3, 16, 16, 3), 200, np.uint8), fps=8)
@@ -69,7 +79,7 @@ def test_without_inputs_a_bundled_grid_is_sampled_and_scored(pipeline, capsys, t
     frames, given, options = pipeline.calls[0]
     assert given[0].all() and given[:, 0].all() and not given[1:, 1:].any()
     assert (frames[1:, 1:] == 0).all()  # the truth stays hidden
-    assert options == {"cameras": None, "steps": 8, "guidance_scale": 1.0, "method": "euler", "seed": 0}
+    assert options == PLAIN
     assert (np.load(tmp_path / "out/wolf-nano-seed0/grid.npz")["frames"][1:, 1:] == 128).all()
 
 
@@ -87,10 +97,10 @@ def test_given_is_repeatable_and_settings_reach_pipeline_and_metadata(pipeline, 
     assert "long.mp4: 13 frames -> 1, 3, 5, 7" in output and "PSNR" not in output
     _, given, options = pipeline.calls[0]
     assert given.tolist() == [[True] + [False] * 3, [True] * 4, [True] + [False] * 3]
-    assert options == {"cameras": None, "steps": 3, "guidance_scale": 2.0, "method": "euler", "seed": 5}
+    assert options == PLAIN | {"steps": 3, "guidance_scale": 2.0, "seed": 5}
     stored = json.loads((tmp_path / "out/a/metadata.json").read_text())
     assert stored["options"]["given"] == ["long.mp4@v=1", "orbit.mp4@t=0"] and stored["options"]["seed"] == 5
-    assert stored["weights_hash"] == "abc123" and stored["model"]["fusion"] == "hard"
+    assert stored["weights_hash"] == "abc123" and stored["model"]["grid"]["fusion"] == "hard"
     assert stored["versions"]["jax"] and stored["timings_s"]["sample"] >= 0
 
 
@@ -104,12 +114,12 @@ def test_sugar_is_the_same_as_given(pipeline):
 def test_trajectory_is_told_to_the_model_and_written_beside_the_grid(pipeline, capsys, tmp_path):
     assert sample("--video", "long.mp4", "--trajectory", "dolly:0.5", "--out", "out/a") == 0
     assert "cameras: dolly:0.5" in capsys.readouterr().out
-    distances = np.linalg.norm(pipeline.calls[0][2]["cameras"].c2w[:, :3, 3], axis=1)
+    distances = np.linalg.norm(pipeline.calls[0][2]["conditions"]["cameras"].c2w[:, :3, 3], axis=1)
     np.testing.assert_allclose(distances, [1, 0.75, 0.5], atol=1e-6)
     assert (
         sample("--image", "orbit.mp4", "--cameras", "out/a/transforms.json", "--out", "out/b", "--frames", "0:1") == 0
     )
-    told, again = (call[2]["cameras"] for call in pipeline.calls)
+    told, again = (call[2]["conditions"]["cameras"] for call in pipeline.calls)
     np.testing.assert_allclose(again.c2w, told.c2w, atol=1e-6)
     assert told.focus == again.focus == 1  # else a dolly's own length would be the unit
 
@@ -119,15 +129,54 @@ def test_a_test_grid_brings_its_cameras_unless_told_not_to(pipeline, tmp_path):
     truth = np.zeros((*SHAPE, 3), np.uint8)
     np.savez(tmp_path / "grids" / "wolf.npz", frames=truth, K=cameras.K, c2w=cameras.c2w)
     assert sample("--out", "out/a") == 0 and sample("--cameras", "none", "--out", "out/b") == 0
-    np.testing.assert_array_equal(pipeline.calls[0][2]["cameras"].c2w, cameras.c2w)
-    assert pipeline.calls[1][2]["cameras"] is None
+    np.testing.assert_array_equal(pipeline.calls[0][2]["conditions"]["cameras"].c2w, cameras.c2w)
+    assert pipeline.calls[1][2]["conditions"] == {}
 
 
 def test_a_checkpoint_without_cameras_refuses_those_asked_for(pipeline, capsys, monkeypatch):
-    described = SimpleNamespace(views=SHAPE[0], times=SHAPE[1], size=SHAPE[2], model=SimpleNamespace(cameras=False))
-    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: described)
+    blind = replace(SPEC, model=replace(BASE, conditions=(Hints(),)))
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: blind)
     assert "--trajectory: the checkpoint nano takes no cameras" in fails(capsys, "--trajectory", "orbit")
-    assert sample("--out", "out/a") == 0 and pipeline.calls[0][2]["cameras"] is None
+    assert sample("--out", "out/a") == 0 and pipeline.calls[0][2]["conditions"] == {}
+
+
+@pytest.mark.parametrize(("text", "method"), [("heun", Heun()), ("unipc", UniPC())])
+def test_method_is_a_sampler_by_its_name(pipeline, tmp_path, text, method):
+    assert sample("--method", text, "--out", "out/a") == 0
+    assert pipeline.calls[0][2] == PLAIN | {"method": method}
+    assert json.loads((tmp_path / "out/a/metadata.json").read_text())["options"]["method"] == text
+
+
+def test_size_and_numbers_of_views_and_times_are_the_callers(pipeline, capsys, tmp_path):
+    argv = "--image orbit.mp4 --frames 0:1 --size 8 24 --num-views 2 --num-times 5 --trajectory orbit --out out/a"
+    assert sample(*argv.split()) == 0
+    frames, given, options = pipeline.calls[0]
+    assert frames.shape == (2, 5, 8, 24, 3) and given.sum() == 1
+    K = options["conditions"]["cameras"].K
+    np.testing.assert_allclose(K[:, :2, 2], [[12, 4]] * 2)  # the optical axis meets the middle of such a frame
+    assert "2 views x 5 times at 8x24" in capsys.readouterr().out
+    assert np.load(tmp_path / "out/a/grid.npz")["frames"].shape == frames.shape
+
+
+def test_every_seed_of_a_range_is_sampled_into_a_folder_of_its_own(pipeline, tmp_path):
+    assert sample("--seeds", "2:5", "--out", "out/a") == 0
+    assert [call[2] for call in pipeline.calls] == [PLAIN | {"seed": seed} for seed in (2, 3, 4)]
+    folders = sorted((tmp_path / "out/a").iterdir())
+    assert [folder.name for folder in folders] == ["seed2", "seed3", "seed4"]
+    told = [json.loads((folder / "metadata.json").read_text())["options"]["seed"] for folder in folders]
+    assert told == [2, 3, 4] and all((folder / "index.html").is_file() for folder in folders)
+
+
+def test_seeds_without_a_folder_named_are_named_by_their_number(pipeline, tmp_path):
+    assert sample("--seeds", "0:2") == 0
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["wolf-nano-seed0", "wolf-nano-seed1"]
+
+
+def test_folder_of_one_seed_that_exists_is_refused_before_any_is_sampled(pipeline, capsys):
+    assert sample("--seed", "3", "--out", "out/a/seed3") == 0
+    capsys.readouterr()
+    assert "add --overwrite" in fails(capsys, "--seeds", "2:5", "--out", "out/a")
+    assert len(pipeline.calls) == 1
 
 
 def test_views_folder_is_said_and_sampled(pipeline, tmp_path, capsys):
@@ -167,12 +216,21 @@ def test_names_of_files_need_not_be_utf8(pipeline, tmp_path):
         (["--cameras", "x.json"], "x.json: there is no such file"),
         (["--cameras", "long.mp4"], "not JSON"),
         (["--out", "grids", "--overwrite"], "was not written by fourreal"),
+        (["--size", "16", "18"], "multiples of 4"),
+        (["--size", "0", "16"], "at least 1"),
+        (["--num-views", "0"], "views 0"),
+        (["--num-times", "-1"], "times -1"),
+        (["--num-views", "4"], "3 views"),  # of the test grid
+        (["--seeds", "3:1"], "expected A:B"),
+        (["--seeds", "3"], "expected A:B"),
+        (["--seeds", "0:4294967296"], "at most 1000"),
+        (["--seeds", "4294967295:4294967297"], "2^32 - 1"),
+        (["--seeds", "0:2", "--seed", "1"], "give one"),
+        (["--method", "hean"], "did you mean 'heun'"),
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_load(pipeline, capsys, monkeypatch, argv, words):
-    monkeypatch.setattr(
-        sys.modules["fourreal.sampling.pipeline"], "load_pipeline", lambda name, mesh: pytest.fail("loaded")
-    )
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh: pytest.fail("loaded"))
     assert words in fails(capsys, *argv)
 
 
@@ -184,15 +242,34 @@ def test_an_existing_folder_is_refused_before_sampling_unless_overwrite(pipeline
     assert sample("--out", "out/a", "--overwrite") == 0
 
 
-def test_help_is_read_without_jax():
-    import subprocess
-
+def test_help_groups_the_options_and_reads_no_pictures():
     code = (
         "import sys; from fourreal.cli import main\n"
         "try: main(['sample', '--help'])\n"
         "except SystemExit: pass\n"
-        "sys.exit(bool({'jax', 'av', 'PIL'} & set(sys.modules)))"
+        "sys.exit(bool({'av', 'PIL', 'tensorflow', 'grain'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--guidance-scale" in done.stdout
+    places = [done.stdout.index(f"{group} options") for group in ("inputs", "sampling", "output", "mesh", "cameras")]
+    options = [done.stdout.index(name) for name in ("--video", "--guidance-scale", "--overwrite", "--mesh.", "--fov")]
+    assert sorted(places + options) == [at for pair in zip(places, options, strict=True) for at in pair]
+
+
+@pytest.mark.slow
+def test_a_wide_grid_of_other_numbers_is_sampled_from_the_command_line(tmp_path, monkeypatch):
+    """A video and an orbit of 96 x 64 pixels with the bundled model, which was trained on 64 x 64."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    video, orbit = (rng.integers(0, 256, (count, 64, 96, 3), np.uint8) for count in (2, 3))
+    orbit[0] = video[0]
+    for name, frames in (("video", video), ("orbit", orbit)):
+        np.savez(f"{name}.npz", frames=frames)
+    argv = "--video video.npz --orbit orbit.npz --size 64 96 --num-views 3 --num-times 2 --steps 1 --trajectory orbit"
+    assert sample(*argv.split(), "--seeds", "0:2", "--out", "out") == 0
+    one, other = (np.load(f"out/seed{seed}/grid.npz")["frames"] for seed in (0, 1))
+    assert one.shape == (3, 2, 64, 96, 3)
+    for grid in (one, other):
+        np.testing.assert_array_equal(grid[0], video)
+        np.testing.assert_array_equal(grid[:, 0], orbit)
+    assert (one[1:, 1:] != other[1:, 1:]).any()

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 import fourreal
+from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
+from fourreal.checkpoints.weights import save_weights
+from fourreal.conditions import Cameras, Hints
+from fourreal.geometry.trajectories import trajectory
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
-from fourreal.models.checkpoints import ModelSpec, describe_checkpoint
-from fourreal.models.kernels import AttentionConfig
-from fourreal.models.weights import save_weights
-from fourreal.sampling.cameras import trajectory
+from fourreal.nn.kernels import AttentionConfig
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.serialize import to_json
 
-BASE = VideoDiTConfig(width=24, depth=2, heads=2, mlp_width=48, patch=(1, 4, 4), hints=True)
-SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=3, times=2, size=8)
+BASE = VideoDiTConfig(width=24, depth=2, heads=2, mlp_width=48, patch=(1, 4, 4), conditions=(Hints(),))
+SPEC = ModelSpec(BASE, GridDiTConfig("soft"), views=3, times=2, size=(8, 8))
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
 GIVEN = np.array([[True, True], [True, False], [False, False]])
@@ -47,6 +48,13 @@ def test_the_seed_decides_the_sample(pipe):
     assert (first != other).any()
 
 
+def test_several_seeds_give_one_grid_each_bit_for_bit_as_alone(pipe):
+    grids = pipe(FRAMES, GIVEN, steps=3, seed=[1, 0])
+    assert grids.shape == (2, *FRAMES.shape)
+    for grid, seed in zip(grids, (1, 0), strict=True):
+        np.testing.assert_array_equal(grid, pipe(FRAMES, GIVEN, steps=3, seed=seed))
+
+
 def test_guidance_of_one_is_no_guidance_and_another_weight_changes_unknown_cells(pipe):
     plain, guided = pipe(FRAMES, GIVEN, steps=3), pipe(FRAMES, GIVEN, steps=3, guidance_scale=3.0)
     np.testing.assert_array_equal(pipe(FRAMES, GIVEN, steps=3, guidance_scale=1.0), plain)
@@ -61,6 +69,13 @@ def test_any_subset_may_be_given_also_none(pipe):
 def test_a_grid_of_another_shape_than_trained_is_sampled(pipe):
     frames = np.zeros((2, 3, 4, 12, 3), np.uint8)
     assert pipe(frames, np.zeros((2, 3), bool), steps=1).shape == frames.shape
+
+
+@pytest.mark.parametrize("method", ["heun", "unipc"])
+def test_methods_of_order_two_agree_with_euler_in_one_step_alone(pipe, method):
+    one, three = (pipe(FRAMES, GIVEN, steps=steps, method=method) for steps in (1, 3))
+    np.testing.assert_array_equal(one, pipe(FRAMES, GIVEN, steps=1))
+    assert (three != pipe(FRAMES, GIVEN, steps=3)).any()
 
 
 def test_a_saved_folder_gives_the_same_samples(params, pipe, tmp_path):
@@ -79,6 +94,7 @@ def test_a_saved_folder_gives_the_same_samples(params, pipe, tmp_path):
         (FRAMES, GIVEN.astype(int), 2, "expected bool"),
         (FRAMES, GIVEN, 0, "at least 1"),
         (FRAMES[:, :, :7], GIVEN, 2, "patch of 4"),
+        (FRAMES[:0], GIVEN[:0], 2, "at least 1"),
     ],
 )
 def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, steps, message):
@@ -86,9 +102,24 @@ def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, st
         pipe(frames, given, steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed from 0"),
+        ({"seed": [0, 2**32]}, "seed from 0"),
+        ({"method": "hean"}, "did you mean 'heun'"),
+        ({"text": np.zeros((3, 8), np.float32)}, "takes no text"),
+        ({"conditions": {"wind": 3.0}}, "takes no wind"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_was_expected(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(FRAMES, GIVEN, steps=2, **options)
+
+
 def test_a_base_alone_is_refused_as_a_grid_pipeline(tmp_path):
-    spec = ModelSpec(BASE, None, views=3, times=2, size=8)
-    save_weights(tmp_path, fresh_params(BASE, None, 0), to_json(spec))
+    spec = ModelSpec(BASE, GridDiTConfig("base"), views=3, times=2, size=(8, 8))
+    save_weights(tmp_path, fresh_params(BASE, GridDiTConfig("base"), 0), to_json(spec))
     with pytest.raises(ValueError, match="base on clips"):
         fourreal.load_pipeline(tmp_path)
 
@@ -103,8 +134,9 @@ def test_an_unknown_checkpoint_names_the_nearest_bundled_one():
         describe_checkpoint("nanoo")
 
 
+@pytest.mark.slow
 def test_cameras_change_what_is_sampled_and_a_model_without_them_refuses(pipe):
-    spec = replace(SPEC, model=replace(BASE, cameras=True))
+    spec = replace(SPEC, model=replace(BASE, conditions=(Hints(), Cameras())))
     fresh = fresh_params(spec.model, spec.grid, 0)
     told = GridPipeline(spec, jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh))
     cameras = trajectory("orbit:90", 3, (8, 8))

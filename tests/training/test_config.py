@@ -4,19 +4,27 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
 import pytest
+from scenes_in_memory import Noise, Pooling
 
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.checkpoints.upgrade import VERSION, version_of
 from fourreal.cli import parse
-from fourreal.config import TrainConfig, load_config
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Cameras, Hints, Text
+from fourreal.data.batches import PipelineConfig
+from fourreal.data.masks import CLIPS, CutMix
+from fourreal.data.source import Source
+from fourreal.errors import UserError
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import split_model
-from fourreal.models.checkpoints import ModelSpec
 from fourreal.serialize import from_json, to_json
+from fourreal.training.config import FOLDERS, TrainConfig, load_config, read_run
 from fourreal.training.optimizer import OptimConfig
+from fourreal.training.run_folder import make_folder
 
 ROOT = Path(__file__).parents[2]
 NANO = ROOT / "configs" / "nano.py"
@@ -27,11 +35,12 @@ def config(tiny) -> TrainConfig:
     """Nothing at its default where that is easy, so that nothing can get lost unseen."""
     return TrainConfig(
         name="some",
-        model=tiny.config(text_width=10, prediction="u"),
+        model=tiny.config(conditions=(Hints(drop=0.1), Cameras(drop=0.3), Text(width=10)), prediction="u"),
         grid=GridDiTConfig("hard", "view", "time"),
-        data=PipelineConfig(views=2, times=3, clip_contexts=(0.2, 0.3, 0.5)),
+        data=PipelineConfig(source=Noise(seed=3, size=(8, 12)), views=2, times=3, cuts=CutMix(0.1, 0.2, 0.3, 0.4)),
+        codec=Pooling(),
         optim=OptimConfig(lr=0.02, accumulate=4),
-        trains="sync",
+        trains="sync_and_conditions",
         steps=7,
     )
 
@@ -40,9 +49,37 @@ def test_config_survives_json(config):
     assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
 
 
-@pytest.mark.parametrize("grid", [None, GridDiTConfig("fused")])
-def test_model_spec_survives_json_with_and_without_a_grid_model(config, grid):
-    spec = ModelSpec(config.model, grid, 2, 3, 4, 1.5)
+def test_config_of_a_run_says_its_version_and_which_condition_codec_and_source_it_has(config, tmp_path):
+    make_folder(config, tmp_path, False, None, "data")
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert version_of(values) == VERSION
+    assert [each["kind"] for each in values["model"]["conditions"]] == ["hints", "cameras", "text"]
+    assert (values["codec"]["kind"], values["data"]["source"]["kind"]) == ("test_pooling", "test_noise")
+    assert read_run(tmp_path) == config
+    (tmp_path / "config.json").write_text(json.dumps(values | {"version": VERSION + 1}))
+    with pytest.raises(ValueError, match="upgrade fourreal"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("source", [Noise(), Noise(seed=3, missing=True), Noise(size=(8, 12), latents=True)])
+def test_words_of_a_source_say_what_differs_and_are_read_back(source):
+    words = source.to_text()
+    assert Source.from_text(words) == source
+    assert ("size" in words) == (source.size != (4, 4)) and ("seed" in words) == (source.seed != 0)
+
+
+@pytest.mark.parametrize("part", ["source", "codec", "condition"])
+def test_stored_kind_that_no_imported_module_defines_is_refused_with_what_to_do(config, part):
+    values = to_json(config)
+    of = {"source": values["data"]["source"], "codec": values["codec"], "condition": values["model"]["conditions"][0]}
+    of[part]["kind"] = "elsewhere"
+    with pytest.raises(ValueError, match=f"there is no {part} 'elsewhere': .*--extensions MODULE"):
+        from_json(TrainConfig, values)
+
+
+@pytest.mark.parametrize("grid", [GridDiTConfig("base"), GridDiTConfig("fused", stride=5)])
+def test_model_spec_survives_json(config, grid):
+    spec = ModelSpec(config.model, grid, 2, 4, (8, 12), 1.5, Pooling())
     assert from_json(ModelSpec, json.loads(json.dumps(to_json(spec)))) == spec
 
 
@@ -77,8 +114,15 @@ def test_counts_out_of_range_are_refused(config, changes):
 
 
 def test_clips_train_the_whole_base(config):
+    base = {"grid": GridDiTConfig("base"), "data": PipelineConfig(cuts=CLIPS)}
     with pytest.raises(ValueError, match="trains 'all'"):
-        dataclasses.replace(config, data=PipelineConfig(kind="clip"))
+        dataclasses.replace(config, **base)
+    assert dataclasses.replace(config, **base, trains="all").grid.fusion == "base"
+
+
+def test_base_is_not_trained_on_whole_grids(config):
+    with pytest.raises(ValueError, match=r"grid.fusion is base, which takes clips: set data.cuts.grid 0"):
+        dataclasses.replace(config, grid=GridDiTConfig("base"), trains="all")
 
 
 RUNS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "ablation")
@@ -117,6 +161,46 @@ def test_command_line_overrides_single_settings_and_keeps_the_files_others():
     assert train.config.model == dataclasses.replace(expected.model, width=128)
     assert train.config.data == expected.data
     assert (train.out, train.start.resume, train.start.overwrite) == (Path("here"), True, False)
+
+
+def test_bare_name_is_found_anywhere_and_first_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = load_config(NANO)
+    assert parse("train", ["nano"]).config == expected
+    (tmp_path / "configs").mkdir()
+    text = NANO.read_text().replace("steps=800", "steps=7")
+    (tmp_path / "configs" / "nano.py").write_text(text)
+    assert parse("train", ["nano"]).config == dataclasses.replace(expected, steps=7)
+    with pytest.raises(FileNotFoundError, match="there is no config file nanno; did you mean nano"):
+        load_config("nanno")
+
+
+def test_wheel_carries_the_configs_where_bare_names_are_looked_for():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    (installed,) = (ROOT / inside for source, inside in wheel["force-include"].items() if source == "configs")
+    assert installed in FOLDERS
+
+
+def test_folder_of_a_run_stands_for_its_stored_config_and_place(tmp_path):
+    stored = dataclasses.replace(load_config(NANO), steps=7)
+    (tmp_path / "config.json").write_text(json.dumps({"version": VERSION, **to_json(stored)}))
+    train = parse("train", [str(tmp_path), "--resume"])
+    assert (train.config, train.out, train.start.resume) == (stored, tmp_path, True)
+    changed = parse("train", [str(tmp_path), "--steps", "9", "--out", "other"])
+    assert (changed.config, changed.out) == (dataclasses.replace(stored, steps=9), Path("other"))
+    assert parse("plan", [str(tmp_path)]).config == stored
+    (tmp_path / "config.json").write_text(json.dumps({"version": VERSION}))
+    with pytest.raises(UserError, match=r"config\.json: TrainConfig lacks the key 'name'"):
+        parse("train", [str(tmp_path), "--resume"])
+
+
+@pytest.mark.parametrize(("verb", "setting"), [("train", "--optim.lr"), ("plan", "--topology"), ("ablate", "--arms")])
+def test_help_without_a_config_shows_the_settings_and_where_a_config_goes(verb, setting, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(verb, ["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: fourreal {verb} CONFIG" in said
+    assert (setting in said and "--model.width" in said) or "--train.model.width" in said
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fourreal.models import GridDiTConfig, attention
+from fourreal.models import GridDiTConfig
 from fourreal.models.build import make_forward, split_model
-from fourreal.models.kernels import Kernel
+from fourreal.nn import attention
+from fourreal.nn.kernels import Kernel
 from fourreal.training.cost import compiled_bytes, matmul_flops
 
 
@@ -31,16 +32,18 @@ def test_gradient_of_a_linear_map_costs_twice_its_value():
 
 def test_model_costs_what_its_layers_cost_by_hand(tiny):
     """Two streams of a soft-synced grid, 2 x 3 cells of 4 x 4 pixels: 4 tokens a cell."""
-    base, grid = tiny.config(), GridDiTConfig("soft", readout="time")
+    base, grid = tiny.config(), GridDiTConfig("soft")
     views, times, tokens, d, m, patch = 2, 3, 4, base.width, base.mlp_width, 2 * 2 * 3
     cells, n = views * times, views * times * tokens
-    embed_and_head = 2 * n * patch * d * 2 + 2 * n * (2 * 2) * d  # and the copy gate of each pixel
+    embed_and_heads = 2 * n * patch * d + 2 * (
+        2 * n * patch * d + 2 * n * (2 * 2) * d
+    )  # with the copy gate of each pixel
     time = 2 * cells * (base.frequency_width * d + d * d + d * 6 * d + d * 4 * d)  # and the sync's projection
     linear = 2 * n * (4 * d * d + 2 * d * m)
     attention_t = 2 * 2 * views * (times * tokens) ** 2 * d
     attention_v = 2 * 2 * times * (views * tokens) ** 2 * d
     sync = 2 * 2 * n * 2 * d * d
-    expected = embed_and_head + time + base.depth * (2 * linear + attention_t + attention_v + sync)
+    expected = embed_and_heads + time + base.depth * (2 * linear + attention_t + attention_v + sync)
     graph, shapes = split_model(base, grid)
     x, sigma = np.zeros((1, views, times, 4, 4, 3), np.float32), np.zeros((1,), np.float32)
     assert matmul_flops(make_forward(graph), shapes, x, sigma) == expected

@@ -28,22 +28,28 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
-from fourreal.data.builders.grids import write_grids
+from fourreal.data.write import Split, write_scenes
+from fourreal.scene import Scene
 
 ROOT = Path(__file__).parents[2]
 VIEWS, TIMES, SIZE = 2, 3, 4
 EVAL_EVERY = 4
 KILLS, PHASES = 20, ("step", "save", "evaluation")
 CONFIG = f"""
-from fourreal.config import TrainConfig
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.conditions import Hints
+from fourreal.scene import Cameras, Scene
+from fourreal.training.config import TrainConfig
+from fourreal.data.batches import PipelineConfig
+from fourreal.data.sources.records import Records
 from fourreal.models import VideoDiTConfig
 from fourreal.training.optimizer import OptimConfig
 
 CONFIG = TrainConfig(
     name="killed",
-    model=VideoDiTConfig(width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, hints=True),
-    data=PipelineConfig(source="SOURCE", views={VIEWS}, times={TIMES}, batch_size=2),
+    model=VideoDiTConfig(
+        width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, conditions=(Hints(),)
+    ),
+    data=PipelineConfig(source=Records("SOURCE"), views={VIEWS}, times={TIMES}, batch_size=2),
     optim=OptimConfig(lr=0.01, warmup=0, accumulate=2, ema=0.5),
     steps=121,
     eval_every={EVAL_EVERY},
@@ -58,21 +64,12 @@ CONFIG = TrainConfig(
 def config(tmp_path_factory) -> Path:
     """A config file whose data set is on disk."""
     folder = tmp_path_factory.mktemp("kill")
-    rng = np.random.default_rng(0)
 
-    def grids(count: int):
-        for index in range(count):
-            yield {
-                "frames": rng.integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8),
-                "depth": np.ones((VIEWS, TIMES, SIZE, SIZE), np.float16),
-                "subject": np.ones((VIEWS, TIMES, SIZE, SIZE), np.uint8),
-                "K": np.ones((VIEWS, 3, 3), np.float32),
-                "c2w": np.ones((VIEWS, 4, 4), np.float32),
-                "index": np.int64(index),
-                "scene": "{}",
-            }
+    def scene(index: int) -> Scene:
+        frames = np.random.default_rng(index).integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8)
+        return Scene(frames, index)
 
-    write_grids(folder / "grids", {"train": grids(7), "validation": grids(16)}, (VIEWS, TIMES, SIZE), {})
+    write_scenes(folder / "grids", {"train": Split(scene, 7), "validation": Split(scene, 16)})
     (folder / "config.py").write_text(CONFIG.replace("SOURCE", str(folder / "grids")))
     return folder / "config.py"
 

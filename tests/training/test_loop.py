@@ -19,31 +19,42 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from scenes_in_memory import Noise, Pooling
 
-from fourreal.config import TrainConfig
-from fourreal.data import pipeline
-from fourreal.data.masks import MaskMix
-from fourreal.data.pipeline import PipelineConfig
+from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
+from fourreal.checkpoints.weights import fit_weights, flat_names, read_weights, save_weights
+from fourreal.cli import parse
+from fourreal.conditions import Cameras, Hints
+from fourreal.data.batches import Batches, PipelineConfig
+from fourreal.data.masks import CutMix, MaskMix
+from fourreal.host.folders import locked
+from fourreal.host.signals import StopSignal
 from fourreal.models import GridDiTConfig, VideoDiTConfig
-from fourreal.models.build import fresh_params, split_model
-from fourreal.models.checkpoints import ModelSpec
-from fourreal.models.weights import fit_weights, flat_names, read_config, read_weights, save_weights
+from fourreal.models.build import fresh_params, model_table, split_model
 from fourreal.parallel.layout import placed_shapes
-from fourreal.serialize import from_json, to_json
-from fourreal.training import checkpoint, loop
-from fourreal.training.checkpoint import Checkpoints
+from fourreal.serialize import to_json
+from fourreal.training import orbax as checkpoint
+from fourreal.training import prepare as preparing
+from fourreal.training import run_folder as run_folder
+from fourreal.training.config import TrainConfig, read_run
 from fourreal.training.initialize import initial_params
-from fourreal.training.loop import Start, check_folder, locked, make_folder, run
+from fourreal.training.loop import run
 from fourreal.training.optimizer import OptimConfig
+from fourreal.training.orbax import Checkpoints
+from fourreal.training.run_folder import Start, check_folder, make_folder
 from fourreal.training.state import fresh_state
 
+pytestmark = pytest.mark.slow  # runs, killed and resumed: minutes together
+
 VIEWS, TIMES, SIZE, STEPS = 2, 3, 4, 6
-BASE = VideoDiTConfig(width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, hints=True)
+BASE = VideoDiTConfig(
+    width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, conditions=(Hints(),)
+)
 # attention: some parameters frozen, some not; two steps an update: stopping after 3 leaves half an update behind
 GRID = TrainConfig(
     name="grid",
     model=BASE,
-    data=PipelineConfig(views=VIEWS, times=TIMES, batch_size=2, masks=MaskMix(none=0.0)),
+    data=PipelineConfig(source=Noise(), views=VIEWS, times=TIMES, batch_size=2, masks=MaskMix(none=0.0)),
     optim=OptimConfig(lr=0.01, warmup=0, accumulate=2, ema=0.5),
     trains="attention",
     steps=STEPS,
@@ -55,34 +66,20 @@ GRID = TrainConfig(
 CLIPS = dataclasses.replace(
     GRID,
     name="clips",
+    grid=GridDiTConfig("base"),
     # one grid a batch: then the sheets of fixed-view and freeze-time videos, of different widths, stand below each other
-    data=dataclasses.replace(GRID.data, kind="clip", clip_contexts=(0.4, 0.3, 0.3), batch_size=1),
+    data=dataclasses.replace(GRID.data, cuts=CutMix(0.0, 0.4, 0.3, 0.3), batch_size=1),
     optim=OptimConfig(lr=0.01, warmup=0),
     trains="all",
     eval_every=0,
 )
 
 
-def grids_in_memory() -> list[dict]:
-    rng = np.random.default_rng(0)
-    return [
-        {
-            "frames": rng.integers(0, 256, (3, 4, SIZE, SIZE, 3), np.uint8),
-            "K": np.ones((3, 3, 3), np.float32),
-            "c2w": np.ones((3, 4, 4), np.float32),
-            "index": np.int64(index),
-        }
-        for index in range(5)
-    ]
-
-
 @pytest.fixture(scope="module", autouse=True)
-def in_memory(tmp_path_factory):
-    """Grids without a data set on disk, and one compilation cache for all runs."""
+def one_cache(tmp_path_factory):
+    """One compilation cache for all runs."""
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_open", lambda config, split, source: grids_in_memory())
-        patch.setattr(loop, "data_set_hash", lambda source: f"of {source}")
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -98,13 +95,13 @@ def in_memory(tmp_path_factory):
 def from_base(tmp_path_factory) -> Start:
     """A start from the weights of a base."""
     folder = tmp_path_factory.mktemp("base")
-    spec = ModelSpec(BASE, None, VIEWS, TIMES, SIZE)
-    save_weights(folder, fresh_params(BASE, None, GRID.seed), to_json(spec), dtype="float32")
+    spec = ModelSpec(BASE, CLIPS.grid, VIEWS, TIMES, (SIZE, SIZE))
+    save_weights(folder, fresh_params(BASE, CLIPS.grid, GRID.seed), to_json(spec), dtype="float32")
     return Start(init_from=str(folder))
 
 
 @pytest.fixture(scope="module")
-def unbroken(in_memory, from_base, tmp_path_factory) -> Path:
+def unbroken(one_cache, from_base, tmp_path_factory) -> Path:
     """The folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
     run(GRID, folder, from_base)
@@ -112,7 +109,7 @@ def unbroken(in_memory, from_base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clips(in_memory, tmp_path_factory) -> Path:
+def clips(one_cache, tmp_path_factory) -> Path:
     """The folder of a base trained on clips."""
     folder = tmp_path_factory.mktemp("runs") / "clips"
     run(CLIPS, folder)
@@ -123,7 +120,7 @@ def state_of(folder: Path, config: TrainConfig = GRID) -> dict:
     """The newest checkpoint, flat by path."""
     shapes = jax.eval_shape(lambda: fresh_state(fresh_params(config.model, config.grid, 0), config))
     checkpoints = Checkpoints(folder)
-    state = checkpoints.restore(placed_shapes(shapes))
+    state = checkpoints.restore(placed_shapes(shapes, model_table(config.model, config.grid)))
     checkpoints.close()
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
@@ -132,10 +129,10 @@ def lines_of(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
 
-def assert_same_run(folder: Path, expected: Path) -> None:
+def assert_same_run(folder: Path, expected: Path, config: TrainConfig = GRID) -> None:
     """Parameters, average, optimizer and written numbers, bit for bit."""
     assert lines_of(folder) == lines_of(expected)
-    found, wanted = state_of(folder), state_of(expected)
+    found, wanted = state_of(folder, config), state_of(expected, config)
     assert found.keys() == wanted.keys() and int(found["['step']"]) == STEPS
     for path, value in wanted.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
@@ -146,11 +143,11 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 
 def signalled_at(monkeypatch, place: int, sign: int) -> None:
     """Sends this process a signal when the loop takes its batch number `place`."""
-    batches = pipeline.grid_batches
+    train = Batches.train
 
     class Signalling:
-        def __init__(self, *arguments, **options):
-            self.batches, self.taken = batches(*arguments, **options), options["start_step"]
+        def __init__(self, data, **options):
+            self.batches, self.taken = train(data, **options), options["start_step"]
 
         def __next__(self):
             self.taken += 1
@@ -161,7 +158,7 @@ def signalled_at(monkeypatch, place: int, sign: int) -> None:
         def close(self):
             self.batches.close()
 
-    monkeypatch.setattr(loop, "grid_batches", Signalling)
+    monkeypatch.setattr(Batches, "train", lambda data, **options: Signalling(data, **options))
 
 
 def test_run_writes_metrics_sheets_weights_and_its_config(unbroken):
@@ -174,13 +171,13 @@ def test_run_writes_metrics_sheets_weights_and_its_config(unbroken):
         assert np.isfinite([*buckets, line["validation/psnr_all"], line["validation/psnr_moving"]]).all()
     for step in (3, 6):
         assert Image.open(unbroken / "sheets" / f"{step:07d}.png").size[0] > 100
-    assert from_json(TrainConfig, json.loads((unbroken / "config.json").read_text())) == GRID
+    assert read_run(unbroken) == GRID
     assert list((unbroken / "tensorboard").iterdir())
 
 
 def test_weights_of_a_run_are_its_average_in_the_config_of_their_model(unbroken):
-    spec = from_json(ModelSpec, read_config(unbroken / "weights"))
-    assert spec == ModelSpec(BASE, GridDiTConfig(), VIEWS, TIMES, SIZE)
+    spec = describe_checkpoint(unbroken)
+    assert spec == ModelSpec(BASE, GridDiTConfig(), VIEWS, TIMES, (SIZE, SIZE))
     weights = flat_names(
         fit_weights(read_weights(unbroken / "weights"), split_model(spec.model, spec.grid)[1], "the run")
     )
@@ -189,6 +186,29 @@ def test_weights_of_a_run_are_its_average_in_the_config_of_their_model(unbroken)
         path = "".join(f"['{part}']" for part in name.split("."))
         part = state.get("['ema']" + path, state.get("['frozen']" + path))
         np.testing.assert_allclose(value, part, rtol=2**-8, err_msg=name)  # rounded to bf16
+
+
+def test_evaluator_given_to_a_run_sees_the_average_at_each_evaluation_and_its_numbers_and_sheet_are_written(
+    unbroken, from_base, tmp_path
+):
+    seen = {}
+
+    def evaluator(params, done):
+        seen[done] = flat_names(jax.device_get(params))
+        return {"mine/number": done / 2}, np.full((5, 7, 3), 9, np.uint8)
+
+    folder = tmp_path / "run"
+    run(GRID, folder, from_base, evaluators=[evaluator])
+    assert list(seen) == [3, 6]
+    state = state_of(folder)
+    for name, value in seen[6].items():
+        path = "".join(f"['{part}']" for part in name.split("."))
+        np.testing.assert_array_equal(value, state.get("['ema']" + path, state.get("['frozen']" + path)))
+    lines = [json.loads(line) for line in lines_of(folder)]
+    assert [line["mine/number"] for line in lines if "validation/psnr_all" in line] == [1.5, 3.0]
+    sheet, validation = (np.asarray(Image.open(path / "sheets" / "0000006.png")) for path in (folder, unbroken))
+    assert (sheet[:5, :7] == 9).all() and sheet[:5, 7:].max() == 0
+    np.testing.assert_array_equal(sheet[5:], validation)
 
 
 def test_frozen_parameters_of_a_run_stay_at_their_initial_values(unbroken):
@@ -218,37 +238,35 @@ def test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped(
 
 
 def test_sigterm_before_training_leaves_at_once():
-    with pytest.raises(SystemExit) as stopped, loop.StopSignal():
+    with pytest.raises(SystemExit) as stopped, StopSignal():
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.code == 143
 
 
 KILLED = """
 import json, os, sys
-from fourreal.config import TrainConfig
+import scenes_in_memory  # the config's source
+from fourreal.training.config import TrainConfig
 from fourreal.serialize import from_json
-from fourreal.data import pipeline
-from fourreal.training import loop
-sys.path.insert(0, sys.argv[3])
-import test_loop
-pipeline._open = lambda config, split, source: test_loop.grids_in_memory()
-loop.data_set_hash = lambda source: f"of {source}"
-write = loop.MetricsWriter.write
+from fourreal.training.run_folder import Start
+from fourreal.training.log import MetricsWriter
+from fourreal.training.loop import Path, run
+write = MetricsWriter.write
 def kill_after_step_5(self, step, values):
     write(self, step, values)
     if step == 5:
         os._exit(9)
-loop.MetricsWriter.write = kill_after_step_5
-loop.run(from_json(TrainConfig, json.loads(sys.argv[1])), loop.Path(sys.argv[2]), loop.Start(init_from=sys.argv[4]))
+MetricsWriter.write = kill_after_step_5
+run(from_json(TrainConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), Start(init_from=sys.argv[3]))
 """
 
 
 def test_run_killed_without_warning_resumes_as_if_never_killed(unbroken, from_base, tmp_path):
     """After step 5 with a checkpoint of 4 or, if that was still being written, of 2: later lines are written anew."""
-    folder, here = tmp_path / "run", Path(__file__).parent
+    folder, tests = tmp_path / "run", Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(to_json(GRID)), str(folder), str(here), from_base.init_from],
-        env=os.environ | {"PYTHONPATH": str(here.parents[1]), "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        [sys.executable, "-c", KILLED, json.dumps(to_json(GRID)), str(folder), from_base.init_from],
+        env=os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -305,10 +323,29 @@ def test_run_whose_checkpoints_somebody_deleted_is_refused_and_left_alone(unbrok
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_run_does_not_resume_on_another_data_set(unbroken, monkeypatch):
-    monkeypatch.setattr(loop, "data_set_hash", lambda source: "of another rendering in the same place")
-    with pytest.raises(ValueError, match=r"trained on another data set than the one in data/render64: name that one"):
-        run(GRID, unbroken, Start(resume=True))
+def test_run_does_not_resume_on_another_data_set(unbroken):
+    other = dataclasses.replace(GRID, data=dataclasses.replace(GRID.data, source=Noise(seed=1)))
+    with pytest.raises(ValueError, match=r"on another data set than the one in test_noise:seed=1: name that one"):
+        run(other, unbroken, Start(resume=True))
+
+
+def test_run_resumes_where_its_data_set_has_moved_and_says_that_the_schedule_changes(unbroken, capsys):
+    moved = dataclasses.replace(
+        GRID, steps=8, data=dataclasses.replace(GRID.data, source=Noise(missing=False, scenes=5))
+    )
+    check_folder(moved, unbroken, Start(resume=True))
+    assert "8 steps instead of 6: the learning rate follows the new schedule" in capsys.readouterr().out
+
+
+def test_run_of_an_earlier_version_is_refused_in_one_line_and_its_weights_start_another(unbroken, tmp_path):
+    shutil.copytree(unbroken / "weights", tmp_path / "weights")
+    values = json.loads((unbroken / "config.json").read_text())
+    assert values.pop("version") == 1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"an earlier version trained it, so it cannot go on: .*--init-from"):
+        run(GRID, tmp_path, Start(resume=True))
+    _, said = initial_params(describe_checkpoint(unbroken), 0, tmp_path)
+    assert said.endswith(f"tensors from {tmp_path}")
 
 
 def test_disk_full_during_a_save_stops_the_run_whose_state_before_stays_whole(
@@ -342,17 +379,17 @@ def test_overwrite_killed_halfway_leaves_a_folder_that_can_be_overwritten(unbrok
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.json, "dumps", lambda *_, **__: 1 / 0)  # after all is deleted
+        patch.setattr(run_folder.json, "dumps", lambda *_, **__: 1 / 0)  # after all is deleted
         with pytest.raises(ZeroDivisionError):
-            make_folder(GRID, folder, True, None)
+            make_folder(GRID, folder, True, None, "")
     assert os.listdir(folder) == ["config.json"]
     check_folder(CLIPS, folder, Start(overwrite=True))
 
 
-def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
+def test_resuming_a_finished_run_by_its_folder_alone_changes_nothing(unbroken, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
-    run(GRID, folder, Start(resume=True))
+    parse("train", [str(folder), "--resume"]).run()
     assert_same_run(folder, unbroken)
 
 
@@ -419,16 +456,15 @@ def test_start_that_cannot_be_is_refused_without_leaving_a_folder(tmp_path, star
 def test_base_trains_on_clips_of_every_context(clips):
     lines = [json.loads(line) for line in lines_of(clips)]
     assert np.isfinite([line["train/loss"] for line in lines if "train/loss" in line]).all()
-    spec = from_json(ModelSpec, read_config(clips / "weights"))
-    assert spec.grid is None
-    fit_weights(read_weights(clips / "weights"), split_model(BASE, None)[1], "the base")
+    assert describe_checkpoint(clips) == ModelSpec(BASE, GridDiTConfig("base"), VIEWS, TIMES, (SIZE, SIZE))
+    fit_weights(read_weights(clips / "weights"), split_model(BASE, CLIPS.grid)[1], "the base")
 
 
 def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, capsys):
     folder = tmp_path / "run"
     config = dataclasses.replace(GRID, trains="sync", optim=CLIPS.optim)
     run(config, folder, Start(init_from=str(clips)))
-    assert "fresh: sync, sigma_projection" in capsys.readouterr().out
+    assert "fresh: sigma_projection, sync" in capsys.readouterr().out
     base = read_weights(clips / "weights")
     frozen = {path: value for path, value in state_of(folder, config).items() if path.startswith("['frozen']")}
     for path, value in frozen.items():
@@ -440,14 +476,64 @@ def test_sync_layers_of_another_fusion_with_equal_shapes_stay_fresh(tmp_path):
     sequential, fused = (GridDiTConfig(fusion, matched=True) for fusion in ("sequential", "fused"))
     theirs = fresh_params(BASE, sequential, 1)
     assert flat_names(theirs).keys() == flat_names(fresh_params(BASE, fused, 1)).keys()
-    save_weights(tmp_path, theirs, to_json(ModelSpec(BASE, sequential, VIEWS, TIMES, SIZE)), dtype="float32")
+    size = (SIZE, SIZE)
+    save_weights(tmp_path, theirs, to_json(ModelSpec(BASE, sequential, VIEWS, TIMES, size)), dtype="float32")
     for grid, line in (
         (sequential, ""),
-        (fused, "; fresh: sync, sigma_projection"),
-        (None, "; not taken: sync, sigma_pro"),
+        (fused, "; fresh: sigma_projection, sync"),
+        (CLIPS.grid, "; not taken: sigma_projection, sync"),
     ):
-        _, said = initial_params(ModelSpec(BASE, grid, VIEWS, TIMES, SIZE), 0, tmp_path)
+        _, said = initial_params(ModelSpec(BASE, grid, VIEWS, TIMES, size), 0, tmp_path)
         assert f"tensors from {tmp_path}{line}" in said and bool(line) == (";" in said)
+
+
+def test_base_starts_from_a_grid_model_and_a_model_that_is_told_more_from_one_that_is_told_less(unbroken):
+    weights, size = read_weights(unbroken / "weights"), (SIZE, SIZE)
+    params, _ = initial_params(ModelSpec(BASE, CLIPS.grid, VIEWS, TIMES, size), 0, unbroken)
+    base = {name: value for name, value in weights.items() if name.startswith("base.")}
+    jax.tree.map(np.testing.assert_array_equal, flat_names(jax.device_get(params)), base)
+    more = dataclasses.replace(BASE, conditions=(Hints(), Cameras()))
+    params, said = initial_params(ModelSpec(more, GridDiTConfig(), VIEWS, TIMES, size), 0, unbroken)
+    assert said.endswith("; fresh: base.conditions.cameras")
+    found = flat_names(jax.device_get(params))
+    assert found.keys() - weights.keys() == {f"base.conditions.cameras.embed.{kind}" for kind in ("kernel", "bias")}
+    for name, value in weights.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+LATENTS = dataclasses.replace(
+    CLIPS,
+    name="latents",
+    grid=GridDiTConfig("fused"),
+    codec=Pooling(),
+    data=PipelineConfig(source=Noise(size=(8, 12), missing=True), views=3, times=4, batch_size=2),
+    steps=4,
+)
+
+
+def test_run_on_latents_of_grids_with_missing_cells_resumes_as_if_never_stopped(tmp_path, capsys):
+    """The codec merges two times and 2 x 2 pixels; its parameters are its own, not the checkpoint's."""
+    folder = tmp_path / "run"
+    run(LATENTS, folder)
+    shutil.copytree(folder, tmp_path / "whole")
+    spec = describe_checkpoint(folder)
+    assert (spec.codec, spec.size, spec.times, spec.grid.stride) == (Pooling(), (8, 12), 4, 2)
+    assert not any("codec" in path for path in read_weights(folder / "weights"))
+    last = json.loads(lines_of(folder)[-1])
+    assert np.isfinite([value for name, value in last.items() if "loss" in name or name.endswith("psnr_all")]).all()
+    assert "; 72 tokens and" in capsys.readouterr().out  # 2 examples of 3 x 2 latents of 4 x 6 in patches of 2 x 2
+    shutil.rmtree(folder / "checkpoints" / "4")
+    run(LATENTS, folder, Start(resume=True))
+    assert "resumed after 2 steps" in capsys.readouterr().out
+    for name in ("metrics.jsonl", "weights/model.safetensors", "sheets/0000004.png"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_model_of_other_channels_than_its_codec_is_refused_before_anything_is_made(tmp_path):
+    config = dataclasses.replace(CLIPS, model=dataclasses.replace(BASE, channels=4))
+    with pytest.raises(ValueError, match=r"model.channels is 4: the codec 'pixels' has 3"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_another_base_are_refused(clips, tmp_path):
@@ -457,15 +543,15 @@ def test_weights_of_another_base_are_refused(clips, tmp_path):
 
 
 def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(from_base, tmp_path, monkeypatch):
-    step = loop.make_train_step
+    step = preparing.make_train_step
 
-    def broken_at_3(forward, config):
-        good = step(forward, config)
+    def broken_at_3(denoiser, config):
+        good = step(denoiser, config)
 
-        def train_step(state, batch, **conditions):
+        def train_step(state, batch):
             bad = jax.numpy.where(state["step"] == 2, jax.numpy.nan, 0.0)
             spoiled = state | {"params": jax.tree.map(lambda p: p + bad, state["params"])}
-            new, metrics = good(spoiled, batch, **conditions)
+            new, metrics = good(spoiled, batch)
             kept = {
                 k: jax.tree.map(lambda n, o: jax.numpy.where(bad == 0, n, o), new[k], state[k]) for k in ("params",)
             }
@@ -473,7 +559,7 @@ def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(from_b
 
         return train_step
 
-    monkeypatch.setattr(loop, "make_train_step", broken_at_3)
+    monkeypatch.setattr(preparing, "make_train_step", broken_at_3)
     config = dataclasses.replace(GRID, optim=CLIPS.optim, save_every=100, eval_every=0)
     with pytest.raises(FloatingPointError, match=r"step 3: loss nan.*last good parameters are saved"):
         run(config, tmp_path / "run", from_base)

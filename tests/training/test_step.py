@@ -8,12 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scenes_in_memory import Pooling
 
-from fourreal.config import TrainConfig
-from fourreal.data import cameras
+from fourreal.conditions import Hints
+from fourreal.conditions.condition import complete
 from fourreal.diffusion import flow
+from fourreal.diffusion.denoiser import Denoiser, make_denoiser
+from fourreal.geometry import pinhole as cameras
+from fourreal.grid import Known, to_unit
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import make_forward, split_model
+from fourreal.scene import Cameras
+from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig, make_optimizer
 from fourreal.training.state import fresh_state
 from fourreal.training.step import batch_loss, example_keys, make_train_step
@@ -23,8 +29,13 @@ GRID = GridDiTConfig("soft", "zero", "mean")
 
 
 @functools.cache
+def denoiser_of(config: TrainConfig) -> Denoiser:
+    return make_denoiser(config.model, config.grid)
+
+
+@functools.cache
 def jitted_step(config: TrainConfig):
-    return jax.jit(make_train_step(make_forward(split_model(config.model, config.grid)[0]), config))
+    return jax.jit(make_train_step(denoiser_of(config), config))
 
 
 @pytest.fixture
@@ -50,7 +61,8 @@ def equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.parametrize("trains", ["all", "attention", "sync"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trains", ["all", "attention", "sync", "sync_and_conditions"])
 def test_every_trained_leaf_moves_and_every_frozen_one_stays_bit_for_bit(config, state, batch, trains):
     config = dataclasses.replace(config, trains=trains)
     before = state(config)
@@ -68,7 +80,7 @@ def test_loss_of_a_step_is_that_of_its_own_noise_at_its_own_place(config, state,
     """The noise and sigma of example i of step s, drawn again by hand, with the loss from the flow's parts."""
     start = state() | {"step": jnp.asarray(3, jnp.int32)}
     _, metrics = jitted_step(config)(start, batch)
-    forward = make_forward(split_model(config.model, config.grid)[0])
+    forward = make_forward(split_model(config.model, config.grid)[0])  # with hints of its own
     root = jax.random.key(config.seed)
     x, x0, eps, sigma = [], [], [], []
     for place in range(BATCH):
@@ -119,11 +131,14 @@ def test_step_that_is_not_finite_changes_nothing_but_the_step_number(config, sta
         before["params"]["base"]["patch_embed"]["bias"] = jnp.full((24,), jnp.nan)
         step = jitted_step(config)
     else:  # sqrt has a finite value and an infinite slope at 0
-        forward = make_forward(split_model(config.model, config.grid)[0])
 
-        def sharp(params, *arguments, **conditions):
-            return forward(params, *arguments, **conditions) + jnp.sqrt(0.0 * params["base"]["given"][0])
+        class Sharp(Denoiser):
+            def output(self, params, *arguments):
+                output, *seen = super().output(params, *arguments)
+                return output + jnp.sqrt(0.0 * params["base"]["given"]["vector"][0]), *seen
 
+        denoiser = denoiser_of(config)
+        sharp = Sharp(denoiser.graph, denoiser.prediction, denoiser.conditions)
         step = jax.jit(make_train_step(sharp, config))
     after, metrics = step(before, batch)
     assert np.isfinite(metrics["loss"]) == (broken == "gradient") and not np.isfinite(metrics["grad_norm"])
@@ -141,41 +156,60 @@ def test_a_step_after_a_broken_one_goes_on_as_if_nothing_was(config, state, batc
     assert equal(broken["opt"], good["opt"]) and equal(broken["ema"], good["ema"])
 
 
+@pytest.mark.slow
 def test_accumulated_parts_of_a_batch_make_the_update_of_the_whole(config, state, batch):
     """The loss is averaged over examples, whatever each one's number of unknown cells."""
-    forward = make_forward(split_model(config.model, config.grid)[0])
-    rng = np.random.default_rng(1)
-    sigma = rng.uniform(0.1, 1, BATCH).astype(np.float32)
-    eps = rng.normal(size=batch["frames"].shape).astype(np.float32)
+    denoiser, rng = denoiser_of(config), np.random.default_rng(1)
+    examples = {
+        "x0": rng.normal(size=batch["frames"].shape).astype(np.float32),
+        "given": batch["given"],
+        "sigma": rng.uniform(0.1, 1, BATCH).astype(np.float32),
+        "eps": rng.normal(size=batch["frames"].shape).astype(np.float32),
+    }
     params = state()["params"]
 
-    def update(optimizer, opt, params, frames, given, sigma, eps):
-        gradient = jax.grad(lambda p: batch_loss(forward, p, frames, given, sigma, eps, "x0").mean())(params)
-        updates, opt = optimizer.update(gradient, opt, params)
+    def update(optimizer, opt, params, examples):
+        def loss(params):
+            return batch_loss(denoiser, params, examples["x0"], examples, examples["sigma"], examples["eps"]).mean()
+
+        updates, opt = optimizer.update(jax.grad(loss)(params), opt, params)
         return optax.apply_updates(params, updates), opt
 
     accumulating = make_optimizer(dataclasses.replace(config.optim, accumulate=BATCH), config.steps)
     part = jax.jit(functools.partial(update, accumulating))
     opt, moved = jax.jit(accumulating.init)(params), params
     for b in range(BATCH):
-        moved, opt = part(opt, moved, *(array[b : b + 1] for array in (batch["frames"], batch["given"], sigma, eps)))
+        moved, opt = part(opt, moved, {name: array[b : b + 1] for name, array in examples.items()})
     whole = make_optimizer(config.optim, config.steps)
-    whole_step = jax.jit(functools.partial(update, whole))
-    expected, _ = whole_step(jax.jit(whole.init)(params), params, batch["frames"], batch["given"], sigma, eps)
+    expected, _ = jax.jit(functools.partial(update, whole))(jax.jit(whole.init)(params), params, examples)
     # Adam divides by the gradient's size, so one near zero may turn rounding into a part of the step of 0.01
     close = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True)]
     assert max(close) < 2e-4, max(close)
 
 
-def test_microbatches_make_the_step_of_the_whole_batch_with_less_memory(config, state, batch):
+@pytest.fixture
+def told(tiny, config, batch) -> tuple[TrainConfig, dict, dict]:
+    """A model with cameras, its fresh state, and the batch with cameras."""
+    model = tiny.config(hints=True, depth=1, cameras=True)
+    config = dataclasses.replace(config, model=model)
+    c2w = cameras.orbit_arc(np.zeros(3), 2.0, np.array([0.0, 30.0]), 10.0).astype(np.float32)
+    K = np.tile(cameras.intrinsics(40, 4).astype(np.float32), (BATCH, VIEWS, 1, 1))
+    poses = Cameras(K, np.stack([c2w] * BATCH), known=np.ones(BATCH, bool), reference=np.array([0, 1], np.int32))
+    batch = batch | {"conditions": {"cameras": poses}, "dropped": {"cameras": np.array([False, True])}}
+    return config, fresh_state(jax.tree.map(jnp.asarray, tiny.params(model, GRID)), config), batch
+
+
+@pytest.mark.slow
+def test_microbatches_make_the_step_of_the_whole_batch_with_less_memory(told):
     """The gradients, which AdamW's first moment holds, and the loss are those of the same noise."""
-    batch = {name: np.concatenate([value] * 3) for name, value in batch.items()}
+    config, before, batch = told
+    batch = jax.tree.map(lambda value: np.concatenate([value] * 3), batch)
     needs, steps = [], []
     for most in (None, 4, 1):  # all 6, parts of 3, the largest that divide 6, and of 1
         parts = dataclasses.replace(config, optim=dataclasses.replace(config.optim, microbatch=most))
-        compiled = jitted_step(parts).lower(state(), batch).compile()
+        compiled = jitted_step(parts).lower(before, batch).compile()
         needs.append(compiled.memory_analysis().temp_size_in_bytes)
-        steps.append(compiled(state(), batch))
+        steps.append(compiled(before, batch))
     (wanted, wanted_metrics), *others = steps
     for found, metrics in others:
         assert float(metrics["loss"]) == pytest.approx(float(wanted_metrics["loss"]), rel=1e-6)
@@ -185,44 +219,155 @@ def test_microbatches_make_the_step_of_the_whole_batch_with_less_memory(config, 
     assert needs[0] > needs[1] > needs[2]
 
 
-def test_given_cells_have_no_part_in_the_loss(config, state, batch):
+@dataclasses.dataclass(frozen=True)
+class Added(Denoiser):
+    """Adds params["added"] to the model's output, and notes the x and the noise levels that the model sees."""
+
+    seen: list = dataclasses.field(default_factory=list)
+
+    def output(self, params, *arguments):
+        output, x, level = super().output(params["model"], *arguments)
+        self.seen.extend([x, level])
+        return output + params["added"], x, level
+
+
+@pytest.fixture(scope="module")
+def examine():
+    """(loss [b], its gradients by the output, x0 and eps, the model's x, its noise levels) of a batch of latents."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(config, params, x0, examples, sigma, eps):
+        denoiser = denoiser_of(config)
+
+        def total(added, x0, eps):
+            spy = Added(denoiser.graph, denoiser.prediction, denoiser.conditions)
+            loss = batch_loss(spy, {"model": params, "added": added}, x0, examples, sigma, eps)
+            return loss.sum(), (loss, *spy.seen)
+
+        gradients = jax.grad(total, argnums=(0, 1, 2), has_aux=True)
+        slopes, (loss, x, level) = gradients(jnp.zeros(x0.shape), x0, eps)
+        return loss, slopes, x, level
+
+    return run
+
+
+def noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(7).normal(size=shape).astype(np.float32)
+
+
+def test_given_cells_have_no_part_in_the_loss(config, state, batch, examine):
     """Invariant 5: their output gets no gradient, and noise does not touch their frames."""
-    seen = {}
-
-    def spy(params, x, sigma, given):
-        seen.update(x=x, sigma=sigma)
-        return params
-
-    frames, given = batch["frames"], batch["given"]
-    output, eps = jnp.ones(frames.shape), jnp.full(frames.shape, 7.0)
-    level = jnp.full((BATCH,), 0.5)
-    slope = jax.grad(lambda o: batch_loss(spy, o, frames, given, level, eps, "x0").sum())(output)
-    assert np.isfinite(slope).all()
-    np.testing.assert_array_equal(np.abs(slope).max(axis=(3, 4, 5)) > 0, ~given)
-    batch_loss(spy, output, frames, given, level, eps, "x0")
-    np.testing.assert_allclose(seen["x"][given], frames[given] / 127.5 - 1, atol=1e-6)
-    np.testing.assert_array_equal(seen["sigma"], np.where(given, 0, 0.5))
+    x0, given = np.asarray(to_unit(batch["frames"])), batch["given"]
+    level, eps = np.full((BATCH,), 0.5, np.float32), noise(x0.shape)
+    _, (by_output, _, by_eps), x, sigma = examine(config, state()["params"], x0, {"given": given}, level, eps)
+    assert np.isfinite(by_output).all()
+    np.testing.assert_array_equal(np.abs(by_output).max(axis=(3, 4, 5)) > 0, ~given)
+    np.testing.assert_array_equal(x[given], x0[given])
+    np.testing.assert_array_equal(sigma, np.where(given, np.float32(0), level[:, None, None]))
+    assert not by_eps[given].any()
 
 
-def test_cameras_teach_their_map_only_where_they_are_known(tiny, config, batch):
-    model = tiny.config(hints=True, depth=1, cameras=True)
-    config = dataclasses.replace(config, model=model)
-    c2w = cameras.orbit_arc(np.zeros(3), 2.0, np.array([0.0, 30.0]), 10.0)
-    poses = {"K": np.stack([[cameras.intrinsics(40, 4)] * VIEWS] * BATCH), "c2w": np.stack([c2w] * BATCH)}
-    before = fresh_state(jax.tree.map(jnp.asarray, tiny.params(model, GRID)), config)
-    for known, moves in ((False, False), (True, True)):
-        told = batch | poses | {"cameras_known": np.full(BATCH, known)}
-        after, metrics = jitted_step(config)(before, told)
-        assert np.isfinite(float(metrics["loss"]))
-        gradient = after["opt"]
-        first_moments = [leaf for path, leaf in jax.tree.leaves_with_path(gradient) if "camera_embed" in str(path)]
-        assert first_moments and all((np.abs(leaf).max() > 0) == moves for leaf in first_moments)
+@pytest.fixture
+def partial_batch(batch) -> dict:
+    """With cells missing, none of them given, and pixels invalid, in given cells too."""
+    exists, valid = np.ones((BATCH, VIEWS, TIMES), bool), np.ones((BATCH, VIEWS, TIMES, 4, 4), bool)
+    exists[0, 1, 2] = exists[1, 1, 1] = False
+    valid[0, 0, 1, :2] = valid[0, 1, 0, 1] = valid[1, 1, 2, :, 3] = False
+    assert not (batch["given"] & ~exists).any() and (batch["given"][..., None, None] & ~valid).any()
+    return {"given": batch["given"], "exists": exists, "valid": valid}
 
 
-def test_latents_are_taken_as_they_are_and_pixels_as_numbers_from_minus_one_to_one(batch):
-    frames, given, level = jnp.asarray(batch["frames"]), jnp.asarray(batch["given"]), jnp.full(BATCH, 0.5)
-    eps = np.random.default_rng(0).normal(size=frames.shape).astype(np.float32)
-    output = jnp.zeros(frames.shape)
-    loss = jax.jit(lambda frames: batch_loss(lambda *_: output, {}, frames, given, level, eps, "x0"))
-    of_pixels, of_latents = loss(frames), loss(np.asarray(frames) / np.float32(127.5) - 1)
-    np.testing.assert_allclose(of_pixels, of_latents, rtol=1e-6)
+def test_missing_cells_are_noise_at_sigma_1_and_invalid_pixels_noise_and_neither_has_a_loss(
+    config, state, batch, partial_batch, examine
+):
+    x0, level = np.asarray(to_unit(batch["frames"])), np.array([0.3, 0.6], np.float32)
+    eps, (given, exists, valid) = noise(x0.shape), partial_batch.values()
+    loss, slopes, x, sigma = examine(config, state()["params"], x0, partial_batch, level, eps)
+    np.testing.assert_array_equal(sigma, np.where(given, 0, np.where(exists, level[:, None, None], np.float32(1))))
+    nothing = ~valid | ~exists[..., None, None]
+    np.testing.assert_array_equal(x[nothing], eps[nothing])
+    by_output, by_x0, _ = slopes
+    assert not by_x0[nothing].any() and not by_output[nothing].any()  # exact zeros
+    unknown = valid & (exists & ~given)[..., None, None]
+    assert (by_output[unknown] != 0).all() and not by_output[~unknown].any()
+    forward = jax.jit(make_forward(split_model(config.model, config.grid)[0]))
+    shown = np.where((valid & given[..., None, None])[..., None], x0, 0)
+    hints = {"hints": Hints().default(Known(shown, given))}
+    out = forward(state()["params"], x, sigma, given, hints)
+    error = (x - out) / np.maximum(sigma, 0.05)[..., None, None, None] - (eps - x0)
+    expected = [np.mean(np.square(error[b][unknown[b]])) for b in range(BATCH)]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_whatever_is_stored_in_missing_cells_and_invalid_pixels_changes_no_bit_of_the_loss(
+    config, state, batch, partial_batch, examine
+):
+    x0, level = np.asarray(to_unit(batch["frames"])), np.array([0.3, 0.6], np.float32)
+    nothing = ~partial_batch["valid"] | ~partial_batch["exists"][..., None, None]
+    eps, params = noise(x0.shape), state()["params"]
+    found = [
+        examine(config, params, np.where(nothing[..., None], stored, x0), partial_batch, level, eps)
+        for stored in (np.float32(0), np.float32(100), np.float32(np.nan))
+    ]
+    assert np.isfinite(found[0][0]).all()
+    for other in found[1:]:
+        assert equal(other, found[0])
+
+
+def test_example_of_which_everything_is_given_or_missing_has_a_loss_of_0(config, state, batch, examine):
+    x0, level = np.asarray(to_unit(batch["frames"])), np.full((BATCH,), 0.5, np.float32)
+    examples = {"given": batch["given"], "exists": batch["given"].copy(), "valid": np.ones(x0.shape[:-1], bool)}
+    examples["exists"][1] = True
+    loss, slopes, *_ = examine(config, state()["params"], x0, examples, level, noise(x0.shape))
+    assert loss[0] == 0 and loss[1] > 0 and not slopes[0][0].any() and np.isfinite(slopes[0]).all()
+
+
+@pytest.mark.parametrize("hidden", ["no example", "unknown", "dropped"])
+def test_cameras_teach_their_map_only_where_they_are_known(told, hidden):
+    config, before, batch = told
+    poses, nowhere = batch["conditions"]["cameras"], np.full(BATCH, hidden != "unknown")
+    batch = batch | {
+        "conditions": {"cameras": poses._replace(known=nowhere)},
+        "dropped": {"cameras": np.full(BATCH, hidden == "dropped")},
+    }
+    after, metrics = jitted_step(config)(before, batch)
+    assert np.isfinite(float(metrics["loss"]))
+    moments = [leaf for path, leaf in jax.tree.leaves_with_path(after["opt"]) if "cameras" in str(path)]
+    assert moments and all((np.abs(leaf).max() > 0) == (hidden == "no example") for leaf in moments)
+
+
+@pytest.mark.parametrize("axis", ["fixed_view", "freeze_time"])
+def test_base_sees_hints_in_the_slots_in_which_it_will_see_them_in_a_grid(axis):
+    """Those of a clip are those of its cells in a grid whose other cells are unknown."""
+    rng = np.random.default_rng(0)
+    frames, given = rng.normal(size=(2, 3, 4, 2, 2, 3)).astype(np.float32), np.zeros((2, 3, 4), bool)
+    at = np.s_[:, 1:2] if axis == "fixed_view" else np.s_[:, :, 2:3]
+    given[at] = rng.random(given[at].shape) < 0.5
+    given[0][1, 2] = True
+    of_grid, of_clip = (
+        complete([Hints()], {}, Known(x, mask))["hints"] for x, mask in ((frames, given), (frames[at], given[at]))
+    )
+    np.testing.assert_array_equal(of_grid[at], of_clip)
+    own, other = (0, 1) if axis == "fixed_view" else (1, 0)
+    assert of_clip[0, ..., own, :, :, -1].all()  # the nearest given frame of the clip, for all its cells
+    np.testing.assert_array_equal(of_clip[..., other, 0, 0, -1] == 1, given[at])
+
+
+@pytest.mark.slow
+def test_batch_of_pixels_and_one_of_its_latents_make_the_same_step(tiny, config):
+    """Latents that merge two times and 2 x 2 pixels, made with the codec's parameters in the state; stored ones are taken
+    as they are."""
+    config, rng = dataclasses.replace(config, codec=Pooling()), np.random.default_rng(0)
+    frames = rng.integers(0, 256, (BATCH, VIEWS, 4, 8, 8, 3), np.uint8)
+    given = np.zeros((BATCH, VIEWS, 2), bool)
+    given[:, 0] = True
+    state = fresh_state(jax.tree.map(jnp.asarray, tiny.params(config.model, GRID)), config)
+    state["codec"] = {"scale": np.float32(3)}
+    units = (frames / 127.5 - 1).reshape(BATCH, VIEWS, 2, 2, 4, 2, 4, 2, 3)
+    latents = (3 * units.mean(axis=(3, 5, 7))).astype(np.float32)
+    results = [jitted_step(config)(state, {"frames": x, "given": given}) for x in (frames, latents)]
+    (after, metrics), (wanted, wanted_metrics) = results
+    assert float(metrics["loss"]) == pytest.approx(float(wanted_metrics["loss"]), rel=1e-5)
+    assert equal(after["codec"], state["codec"])
+    for leaf, other in zip(jax.tree.leaves(after["opt"]), jax.tree.leaves(wanted["opt"]), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * np.abs(other).max())

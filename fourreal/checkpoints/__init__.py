@@ -1,0 +1,1 @@
+"""Specs and weights of models as JSON and safetensors, never pickle; names of Wan 2.1."""

@@ -1,0 +1,84 @@
+"""What a checkpoint's name stands for (a bundled one, a run's folder, a folder of weights) and what it says of its model."""
+
+import dataclasses
+import difflib
+import math
+from pathlib import Path
+
+from fourreal.checkpoints.upgrade import upgraded_spec
+from fourreal.checkpoints.weights import CONFIG, WEIGHTS, read_config
+from fourreal.codecs import Codec, PixelCodec
+from fourreal.errors import MissingFile, UserError
+from fourreal.models.grid_dit import GridDiTConfig
+from fourreal.models.video_dit import VideoDiTConfig
+from fourreal.serialize import from_json
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints"
+MOST_PIXELS = 2**30  # of a grid: 64 views x 64 times of 512 x 512
+RUN_WEIGHTS = "weights"  # the folder of weights in a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a folder of weights says about its model: all that sampling needs."""
+
+    model: VideoDiTConfig
+    """the base"""
+    grid: GridDiTConfig
+    """the fusion"""
+    views: int
+    """views of a grid as trained"""
+    times: int
+    """times of a grid as trained"""
+    size: tuple[int, int]
+    """height and width of a frame as trained, in pixels"""
+    shift: float = 1.0
+    """shift of the noise levels, see `fourreal.diffusion.flow`"""
+    codec: Codec = PixelCodec()
+    """between pixels and what the model works on"""
+
+    def __post_init__(self):
+        check_shape(self, self.views, self.times, self.size)
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"shift is {self.shift}: give a number above 0")
+
+
+def check_shape(spec: ModelSpec, views: int, times: int, size: tuple[int, int]) -> None:
+    """Raises UserError for grids that a model cannot take: none, too many pixels, or sides that its patch does not divide."""
+    height, width = size
+    if min(views, times, height, width) < 1 or views * times * height * width > MOST_PIXELS:
+        raise UserError(
+            f"views {views}, times {times}, size {height} x {width}: give at least 1 of each, and at most {MOST_PIXELS} "
+            "pixels in all"
+        )
+    patch, (_, down, across) = spec.model.patch[1], spec.codec.factors
+    if height % (patch * down) or width % (patch * across):
+        raise UserError(
+            f"size {height} x {width}: the patch of {patch} does not divide it; give multiples of {patch * down} and "
+            f"{patch * across}"
+        )
+    spec.codec.shape(times, height, width)
+
+
+def weights_folder(name: str | Path) -> Path:
+    """The folder of weights that `name` means; raises FileNotFoundError with the nearest known name."""
+    path = Path(name)
+    for folder in (path, path / RUN_WEIGHTS, BUNDLED / str(name)):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    if (path / "checkpoints").is_dir():
+        raise MissingFile(f"the run {path} has no weights yet: it writes them with its first checkpoint")
+    bundled = sorted(folder.name for folder in BUNDLED.glob("*") if folder.is_dir())
+    near = difflib.get_close_matches(str(name), bundled, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"bundled: {', '.join(bundled) or 'none'}"
+    raise MissingFile(f"there is no checkpoint '{name}': give a bundled name, a run or a folder of weights; {hint}")
+
+
+def describe_checkpoint(name: str | Path) -> ModelSpec:
+    """Sizes and settings of a checkpoint, without its weights."""
+    folder = weights_folder(name)
+    values = read_config(folder)
+    try:
+        return from_json(ModelSpec, upgraded_spec(values))
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error

@@ -1,0 +1,8 @@
+"""What a model is told, one file each: given cells, context, hints, cameras, text."""
+
+from fourreal.conditions.cameras import Cameras
+from fourreal.conditions.condition import Condition, Conditions, Embedded
+from fourreal.conditions.hints import Hints
+from fourreal.conditions.text import Text
+
+__all__ = ["Cameras", "Condition", "Conditions", "Embedded", "Hints", "Text"]

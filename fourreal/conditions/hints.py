@@ -1,0 +1,96 @@
+"""Hints: for every cell the nearest given frame of its own view and of its own time, as pictures (ours, not the papers').
+
+    tokens <- tokens + Linear(patches(hints)),  zero at first; an x0-model may also copy from them, see `models/video_dit.py`
+
+A view (or time) without a given frame borrows the pictures of the nearest one that has any; their validity is then 0. A
+caller may pass other pictures, a warped rendering, say.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from fourreal.conditions.condition import Condition, Embedded
+from fourreal.errors import UserError
+from fourreal.grid import Cells, Known, patchify
+from fourreal.nn.linear import linear
+from fourreal.parallel.activations import swap_view_time
+from fourreal.parallel.layout import FSDP
+
+PICTURES = 2  # the nearest given frame of the same view, and of the same time
+
+
+class HintPatches(nnx.Module):
+    """A linear map from the patches of all hints of a cell to its tokens."""
+
+    layout: ClassVar[dict[str, P]] = {"embed.kernel": P(None, FSDP), "embed.bias": P()}
+    group: ClassVar[str] = "conditions"
+
+    def __init__(self, base: Any, *, rngs: nnx.Rngs):
+        self.patch = base.patch[1]
+        size = PICTURES * self.patch**2 * (base.channels + 1)
+        self.embed = linear(size, base.width, dtype=jnp.dtype(base.dtype), rngs=rngs, init=nnx.initializers.zeros)
+
+    def __call__(self, hints: Float[Array, "b v t 2 h w c+1"], cells: Cells, size: tuple[int, int]) -> Embedded:
+        tokens = self.embed(rearrange(patchify(hints, self.patch), "... n s k -> ... s (n k)"))
+        return Embedded(tokens=tokens, pictures=hints)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hints(Condition):
+    """The nearest given frames as pictures."""
+
+    kind = "hints"
+    axes = {"": "b v t"}  # noqa: RUF012
+    from_given = True
+    pictures = PICTURES
+
+    def module(self, base: Any, rngs: nnx.Rngs) -> nnx.Module:
+        return HintPatches(base, rngs=rngs)
+
+    def check(self, value: Any, views: int, times: int) -> Float[np.ndarray, "v t 2 h w c+1"]:
+        value = np.asarray(value, np.float32)
+        if value.ndim != 6 or value.shape[:3] != (views, times, PICTURES):
+            raise UserError(
+                f"hints are {list(value.shape)}: expected [{views}, {times}, {PICTURES}, h, w, channels + 1]"
+            )
+        return value
+
+    def default(self, known: Known) -> Float[Array, "b v t 2 h w c+1"]:
+        return grid_hints(known.frames, known.mask)
+
+
+def nearest_given(given: Bool[Array, "*lead f"]) -> tuple[Int[Array, "*lead f"], Bool[Array, "*lead 1"]]:
+    """For each frame of a clip, the index of the nearest given one (the earlier of two), and whether there is any."""
+    frames = given.shape[-1]
+    distance = jnp.abs(jnp.arange(frames)[:, None] - jnp.arange(frames))
+    distance = jnp.where(given[..., None, :], distance, frames)
+    return jnp.argmin(distance, axis=-1), jnp.any(given, axis=-1, keepdims=True)
+
+
+def clip_hints(clip: Float[Array, "*lead f h w c"], given: Bool[Array, "*lead f"]) -> Float[Array, "*lead f h w c+1"]:
+    """The nearest given frame of the clip for each of its frames; last channel 1, all zeros where there is none."""
+    index, exists = nearest_given(given)
+    picture = jnp.take_along_axis(clip, index[..., None, None, None], axis=-4)
+    flag = jnp.ones_like(picture[..., :1])
+    return jnp.where(exists[..., None, None, None], jnp.concatenate([picture, flag], axis=-1), 0)
+
+
+def grid_hints(grid: Float[Array, "b v t h w c"], given: Bool[Array, "b v t"]) -> Float[Array, "b v t 2 h w c+1"]:
+    """For each cell, the nearest given frames of its own view (0) and of its own time (1); last channel 1 where valid."""
+    own_time = swap_view_time(_with_borrowed(swap_view_time(grid), swap_view_time(given)))
+    return jnp.stack([_with_borrowed(grid, given), own_time], axis=3)
+
+
+def _with_borrowed(clips: Float[Array, "b n f h w c"], given: Bool[Array, "b n f"]) -> Float[Array, "b n f h w c+1"]:
+    """`clip_hints` of every clip; one without a given frame has the pictures of the nearest that has one, not the flag."""
+    hints = clip_hints(clips, given)
+    lender, _ = nearest_given(jnp.any(given, axis=-1))
+    pictures = jnp.take_along_axis(hints[..., :-1], lender[..., None, None, None, None], axis=1)
+    return jnp.concatenate([pictures, hints[..., -1:]], axis=-1)

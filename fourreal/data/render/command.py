@@ -1,0 +1,104 @@
+"""`fourreal data render`: renders 4D grids and writes them as a data set."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from fourreal.data.render.assets import Assets
+from fourreal.data.render.candidates import Candidates
+from fourreal.data.render.renderer import sides
+from fourreal.data.write import Split, check_workers, write_scenes
+from fourreal.errors import FileInTheWay, UserError
+from fourreal.host.folders import check_creatable, partial_folder
+
+LICENCE = "CC-BY-SA-3.0"  # of the bundled assets, and so of pictures of them
+
+
+@dataclass(frozen=True)
+class Render:
+    """Render 4D grids and write them as ArrayRecord. After a kill the same command goes on."""
+
+    out: Path
+    """folder to write, for example data/render64"""
+    train: int = 2000
+    """grids in the training split"""
+    validation: int = 64
+    """grids in the validation split"""
+    test: int = 64
+    """grids in the test split"""
+    views: int = 8
+    """cameras, along an arc around the subject"""
+    times: int = 8
+    """moments at which every camera takes a picture"""
+    size: int | tuple[int, int] = 64
+    """pixels a side, or height and width; powers of two"""
+    workers: int = 2
+    """processes that render and write; the data do not depend on it"""
+    seed: int = 0
+    """another seed renders other scenes"""
+    assets: Path | None = None
+    """folder of your own animated .glb files, instead of the bundled pack"""
+    overwrite: bool = False
+    """replace an existing folder"""
+
+    def run(self) -> None:
+        """Renders and writes. Raises UserError for bad counts, FileInTheWay for an existing `out`."""
+        counts = {"train": self.train, "validation": self.validation, "test": self.test}
+        if min(counts.values()) < 0 or not any(counts.values()):
+            raise UserError(f"the splits {counts} hold no grids: ask for at least one")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed}: give 0 to 2^63 - 1")
+        check_workers(self.workers)
+        check_creatable(self.out)
+        if self.out.exists() and not self.overwrite:
+            raise FileInTheWay(f"{self.out} exists already: name another --out or pass --overwrite")
+        if self.out.exists() and not self.out.is_dir():
+            raise FileInTheWay(f"{self.out} is a file: name a folder with --out")
+        if self.out.exists() and any(self.out.iterdir()) and not (self.out / "dataset_info.json").is_file():
+            raise FileInTheWay(f"{self.out} is no data set, so --overwrite leaves it: name another --out")
+        assets = Assets(self.assets)
+        if self.assets:
+            assets.check()
+        splits = {}
+        for split, count in counts.items():
+            if count:
+                assets.clips(split)  # says now, not after an hour, that a split has no units
+                candidates = Candidates(split, self.views, self.times, self.size, self.seed, self.assets)
+                splits[split] = Split(candidates.make, count, candidates.part(count))
+        began = time.monotonic()
+        left_out = self._write(splits)
+        seconds = time.monotonic() - began
+        for split, reasons in left_out.items():
+            said = ", ".join(f"{count} {flaw}" for flaw, count in sorted(reasons.items())) or "none"
+            print(f"{split}: {counts[split]} grids; rejected: {said}")
+        size = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        print(f"{self.out}: {sum(counts.values()) / seconds:.2f} grids/s, {size / 1e6:.0f} MB, {seconds:.0f} s")
+
+    def _write(self, splits: dict[str, Split]) -> dict[str, dict[str, int]]:
+        """Writes the splits with a progress bar; says where the work of a call that fails is kept."""
+        settings = {
+            "seed": self.seed,
+            "assets": self.assets.name if self.assets else "bundled",
+            "shape": [self.views, self.times, *sides(self.size)],
+        }
+        with tqdm(total=sum(split.count for split in splits.values()), unit="grid", dynamic_ncols=True) as bar:
+
+            def progress(split: str, grids: int) -> None:
+                bar.set_description(split, refresh=False)
+                bar.update(min(grids, bar.total - bar.n))
+
+            try:
+                return write_scenes(
+                    self.out,
+                    splits,
+                    settings=settings,
+                    licence="" if self.assets else LICENCE,
+                    workers=self.workers,
+                    overwrite=self.overwrite,
+                    progress=progress,
+                )
+            finally:
+                if (kept := partial_folder(self.out)).exists():
+                    print(f"{kept} keeps what is finished: the same command goes on with it")

@@ -1,0 +1,1 @@
+"""Pinhole cameras, named trajectories, rays: NumPy and JAX."""

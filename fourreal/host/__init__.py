@@ -1,0 +1,1 @@
+"""What training needs of its machine: processes, signals, folders, a watchdog."""

@@ -1,0 +1,32 @@
+"""`sequential`: one stream; in every layer the block over views, then the same block over times."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from fourreal.models.fusions.fusion import Run
+from fourreal.models.fusions.one_stream import OneStream
+from fourreal.models.fusions.sync import TIME, VIEW
+from fourreal.parallel.activations import place, swap_view_time
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequential(OneStream):
+    """The two axes in turns. What crosses is the stream itself, sent to the view axis and back."""
+
+    kind = "sequential"
+
+    def prepare(self, run: Run) -> tuple[Callable, Callable]:
+        context = run.base.context
+        return (
+            run.clip_block(swap_view_time(context(run.six, "freeze_time")), run.cells.views),
+            run.clip_block(context(run.six, "dynamic"), run.cells.times),
+        )
+
+    def layer(self, carry: Float[Array, "b v t s d"], block: Any, sync: Any, run: Run) -> tuple[Array, Any]:
+        over_views, over_times = run.shared
+        x = self.add(sync, carry, run.send(over_views(block, run.send(carry, "time")), "view"), run, VIEW)
+        x = place(self.add(sync, x, over_times(block, x), run, TIME))
+        return x, run.observed(stream=x)

@@ -1,0 +1,67 @@
+"""What the fusions of two streams share: a view stream of freeze-time clips and a time stream of fixed-view clips.
+
+view stream  [b t v s d]   base block over each of the T freeze-time clips,  context freeze_time
+time stream  [b v t s d]   base block over each of the V fixed-view clips,   context dynamic
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+from fourreal.models.fusions.fusion import Fusion, Run
+from fourreal.parallel.activations import place, swap_view_time
+
+
+class Streams(NamedTuple):
+    """Both streams, or what belongs to either."""
+
+    view: Float[Array, "b t v s d"]
+    time: Float[Array, "b v t s d"]
+
+
+class Shared(NamedTuple):
+    """What all layers share."""
+
+    over_views: Callable[[Any, Array], Array]
+    over_times: Callable[[Any, Array], Array]
+    shift_scale: Streams | None
+
+
+class TwoStreams(Fusion):
+    """Two streams; `synchronize` is what a subclass does between them."""
+
+    readouts = ("mean", "time", "view")
+
+    def prepare(self, run: Run) -> Shared:
+        context = run.base.context
+        modulation = None
+        if run.shift_scale is not None:
+            modulation = Streams(swap_view_time(run.shift_scale), place(run.shift_scale))
+        return Shared(
+            run.clip_block(swap_view_time(context(run.six, "freeze_time")), run.cells.views),
+            run.clip_block(context(run.six, "dynamic"), run.cells.times),
+            modulation,
+        )
+
+    def start(self, x: Float[Array, "b v t s d"], run: Run) -> Streams:
+        return Streams(swap_view_time(x), place(x))
+
+    def layer(self, carry: Streams, block: Any, sync: Any, run: Run) -> tuple[Streams, Any]:
+        shared: Shared = run.shared
+        outputs = Streams(shared.over_views(block, carry.view), shared.over_times(block, carry.time))
+        view, time = self.synchronize(sync, outputs, run)
+        after = Streams(place(view), place(time))
+        return after, run.observed(view=swap_view_time(after.view), time=after.time) if run.probe.observe else None
+
+    def synchronize(self, sync: Any, streams: Streams, run: Run) -> Streams:
+        """The streams after they exchanged what they have to tell."""
+        return streams
+
+    def finish(self, carry: Streams, run: Run) -> dict[str, Float[Array, "b v t s k"]]:
+        heads = {}
+        if run.readout != "time":
+            heads["view"] = swap_view_time(run.base.head(carry.view, swap_view_time(run.temb)))
+        if run.readout != "view":
+            heads["time"] = run.base.head(carry.time, run.temb)
+        return heads

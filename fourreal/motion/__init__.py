@@ -1,0 +1,1 @@
+"""Optical flow between pictures, and pictures moved along it."""

@@ -1,0 +1,72 @@
+"""Memory and traffic of a training step on GPUs, by formula: unlike XLA for TPUs, XLA for GPUs compiles only where a GPU is.
+
+    temporaries   gradients + what layers keep for backward + one layer at work + two layers' gathered weights
+    traffic       state read and written, weights read once each way, what is kept written and read, layers at work twice
+
+All of it but the state's is of one microbatch; with several there is so many times the traffic, and the sum of gradients.
+
+What layers keep is read from the step's jaxpr: results of the forward scan over layers. An estimate, as are the numbers of
+one layer at work: six fp32 residuals, eight projections (four more for each cross-attention) and three hidden layers of the
+MLP, in each stream.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from fourreal.parallel.mesh import microbatch, share_of_examples
+from fourreal.training.config import TrainConfig
+from fourreal.training.step import fusion_of
+
+
+def kept_for_backward(jaxpr: core.Jaxpr, depth: int) -> int:
+    """Bytes that forward scans over `depth` layers stack up, of all devices."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == depth and not equation.params["reverse"]:
+            body = equation.params["jaxpr"]
+            once = getattr(body, "jaxpr", body).outvars  # what is carried has the shape that it has in the body
+            stacked = [out for out, one in zip(equation.outvars, once, strict=True) if out.aval.shape != one.aval.shape]
+            total += sum(math.prod(each.aval.shape) * each.aval.dtype.itemsize for each in stacked)
+        for leaf in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(leaf):
+                total += kept_for_backward(getattr(leaf, "jaxpr", leaf), depth)
+    return total
+
+
+def _is_jaxpr(leaf: Any) -> bool:
+    return isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)
+
+
+def estimate(
+    config: TrainConfig, mesh: dict[str, int], state: Any, batch: Any, jaxpr: core.Jaxpr, tokens: int
+) -> tuple[dict[str, int], int]:
+    """(`memory` as of `compiled_bytes`, traffic), bytes of one device; `state` and `batch` are shapes with their places."""
+    model, item = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    fusion, examples = fusion_of(config), len(batch["frames"])
+    share = share_of_examples(examples, fusion.lead, mesh)
+    parts = share // microbatch(share, config.optim.microbatch)
+    cut = examples // share * (mesh["grid"] if fusion.lead == 2 else 1)
+    kept = kept_for_backward(jaxpr, model.depth) // cut
+    own = tokens // cut // parts
+    streams = max(1, len(fusion.readouts) - 1)  # beside their mean
+    projections = 8 + 4 * sum(condition.cross for condition in model.conditions)
+    widths = projections * model.width + 3 * model.mlp_width
+    at_work = streams * own * (6 * 4 * model.width + widths * item)
+    leaves = jax.tree.leaves([state["params"], state["frozen"]])
+    stacked = sum(leaf.size for leaf in leaves if leaf.ndim and leaf.shape[0] == model.depth)
+    layer = stacked // model.depth * item // mesh["tensor"]
+    gradients = on_device(state["params"])
+    arguments = on_device(state) + on_device(batch)
+    temporaries = min(parts, 2) * gradients + kept + at_work + 2 * layer
+    memory = {"arguments": arguments, "temporaries": temporaries, "total": arguments + temporaries}
+    moved = on_device({name: state[name] for name in ("params", "ema", "opt")})
+    part = 2 * gradients + 3 * model.depth * layer + 2 * kept + 6 * model.depth * at_work
+    return memory, 2 * moved + parts * part
+
+
+def on_device(tree: Any) -> int:
+    """Bytes of one device's share of placed shapes."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,268 @@
+"""The verb `plan`: what a training step needs and does on accelerators that are not there.
+
+fourreal plan configs/wan_1b.py --topology v5e:4x4 --size 36 64
+fourreal plan configs/nano.py --topology v5e:2x4 --slices 2 --mesh.grid 2 --data.batch-size 64 --size 64 64
+
+TPU topologies are compiled by XLA's own compiler (pip install -e '.[tpu]'). Any setting of the config can follow, as in train.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Annotated
+
+import tyro
+
+from fourreal.errors import UserError
+from fourreal.parallel.mesh import EXAMPLE_AXES, describe, microbatch, share_of_examples
+from fourreal.planning import aot, roofline
+from fourreal.planning.chips import GIB, Topology, parse_topology
+from fourreal.planning.collectives import KINDS, Collective
+from fourreal.training.config import TrainConfig, read_with_config
+from fourreal.training.step import fusion_of
+
+OF_GPUS = (
+    "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler",
+    "a program gets 3/4 of a card, as JAX takes by default; XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives more",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Says what a training step needs on a topology, or that it does not fit and what would.
+
+    CONFIG is a file, as configs/tiny.py, the bare name of one that is installed, as tiny, or a run's folder. It gives the
+    defaults of all settings, which options change.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    topology: str = ""
+    """chips: v5e:4x4, v5p:8x8x4, h100:8 and the like; of v4, v5e, v5p, v6e, tpu7x, h100"""
+    slices: int = 1
+    """how many of such slices, joined by the network between hosts"""
+    size: tuple[int, int] | None = None
+    """height and width of a frame in pixels, or in latent pixels; none: as the data set has them"""
+    search: float = 300.0
+    """seconds to look for settings that fit, where these do not"""
+
+    @classmethod
+    def parse(cls, argv: list[str], prog: str) -> "Plan":
+        """Reads `CONFIG --topology NAME [--setting value ...]`."""
+        return read_with_config(cls, argv, prog, example="configs/nano.py --topology v5e:2x4")
+
+    def run(self) -> None:
+        """Prints the table; raises ValueError for a step that does not fit, with settings that do."""
+        if not self.topology:
+            raise UserError("name the chips with --topology, as v5e:4x4 or h100:8")
+        topology = parse_topology(self.topology, self.slices)
+        height, width = self.size or stored_size(self.config)
+        print(report(self.config, topology, fitting_step(self.config, topology, (height, width), self.search)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled training step; see `aot.describe_step`."""
+
+    tokens: int
+    trained: int
+    frozen: int
+    flops: int
+    executed: int
+    arguments: int
+    temporaries: int
+    peak: int
+    traffic: int
+    collectives: list[Collective]
+    seconds: roofline.Seconds
+    mesh: dict[str, int]
+    kernel: str
+    compiled_in: float
+
+
+def stored_size(config: TrainConfig) -> tuple[int, int]:
+    """Height and width of the data set's frames."""
+    try:
+        return config.data.source.open("train").shape(0)[2:]
+    except UserError as error:
+        raise UserError(
+            f"there is no data set in {config.data.source.to_text()} to say the frames' size: give it with --size HEIGHT WIDTH"
+        ) from error
+
+
+def plan_step(config: TrainConfig, topology: Topology, size: tuple[int, int]) -> Step:
+    """The training step on a topology; raises DoesNotFit and ValueError as `aot.compile_elsewhere`."""
+    config.mesh.sizes(topology.devices, topology.slices)
+    check_frame(config, size)
+    answer = aot.compile_elsewhere(aot.Question(config, topology.name, topology.slices, *size))
+    collectives = roofline.from_answer(answer["collectives"])
+    memory, usable = answer["memory"], topology.chip.usable / topology.chip.devices
+    if memory["total"] > usable:
+        raise aot.DoesNotFit("the compiled program is too large", memory["total"], usable)
+    return Step(
+        **{
+            name: answer[name]
+            for name in ("tokens", "trained", "frozen", "flops", "executed", "traffic", "mesh", "kernel")
+        },
+        arguments=memory["arguments"],
+        temporaries=memory["temporaries"],
+        peak=memory["total"],
+        collectives=collectives,
+        seconds=roofline.estimate(topology, answer["executed"], answer["traffic"], collectives, answer["coordinates"]),
+        compiled_in=answer["seconds"],
+    )
+
+
+def check_frame(config: TrainConfig, size: tuple[int, int]) -> None:
+    """Raises UserError where the patches, and the codec of pixels, do not divide a frame."""
+    patch, factors = config.model.patch[1], (1, 1) if aot.takes_latents(config) else config.codec.factors[1:]
+    sides = [patch * factor for factor in factors]
+    if min(size) < 1 or size[0] % sides[0] or size[1] % sides[1]:
+        whole = f"{patch}" if sides == [patch, patch] else f"{patch}, of latents: {sides[0]} and {sides[1]}"
+        raise UserError(f"size {size[0]} x {size[1]}: give multiples of the patch, {whole}")
+
+
+def fitting_step(config: TrainConfig, topology: Topology, size: tuple[int, int], search: float) -> Step:
+    """The step; where it does not fit, ValueError with the first of `easier` settings that does, looked for so long."""
+    say(f"compiling the training step for {topology.name}; a large model takes minutes")
+    try:
+        return plan_step(config, topology, size)
+    except aot.DoesNotFit as error:
+        needs = f"needs {error.needed / GIB:.2f} GiB a device" if error.needed else "needs more memory"
+        has = error.available or topology.chip.usable / topology.chip.devices
+    began, tried = time.monotonic(), []
+    for flags, lighter, larger in easier(config, topology):
+        if time.monotonic() - began > search:
+            break
+        say(f"it {needs} of {has / GIB:.2f}; trying {flags}")
+        try:
+            step = plan_step(lighter, larger, size)
+        except aot.DoesNotFit:
+            tried.append(flags)
+            continue
+        except UserError:  # a mesh that this model does not divide over
+            continue
+        raise UserError(
+            f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: {flags} fits, with {step.peak / GIB:.2f} GiB"
+        )
+    hints = "; these do not fit either: " + ", ".join(tried) if tried else ""
+    raise UserError(
+        f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: give a larger --mesh.fsdp, "
+        f"--optim.microbatch 1, --model.remat full or a larger --topology{hints}"
+    )
+
+
+def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, TrainConfig, Topology]]:
+    """(what to add to the command, config, topology) that need less of a device, what costs least first."""
+    sizes = config.mesh.sizes(topology.devices, topology.slices)
+    flags, lighter = [], config
+    if sizes["data"] > topology.slices:
+        fsdp = sizes["fsdp"] * sizes["data"] // topology.slices
+        mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=fsdp)
+        flags, lighter = [f"--mesh.data {topology.slices} --mesh.fsdp {fsdp}"], dataclasses.replace(config, mesh=mesh)
+        yield " ".join(flags), lighter, topology
+    remats = ["full", "offload"] if topology.chip.sides else ["full"]
+    for policy in remats[remats.index(config.model.remat) + 1 if config.model.remat in remats else 0 :]:
+        lighter = dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat=policy))
+        yield " ".join([*flags, f"--model.remat {policy}"]), lighter, topology
+    remat = [f"--model.remat {lighter.model.remat}"] if lighter.model.remat != config.model.remat else []
+    sizes = lighter.mesh.sizes(topology.devices, topology.slices)
+    share = share_of_examples(aot.largest_cut(config.data)[0], fusion_of(config).lead, sizes)
+    most = microbatch(share, config.optim.microbatch)
+    while most > 1:
+        most //= 2
+        optim = dataclasses.replace(config.optim, microbatch=most)
+        yield (
+            " ".join([*flags, *remat, f"--optim.microbatch {most}"]),
+            dataclasses.replace(lighter, optim=optim),
+            topology,
+        )
+    if topology.chips < 2**12:
+        larger = topology.larger()
+        more = dataclasses.replace(lighter.mesh, data=topology.slices, fsdp=-1)
+        flags = [f"--topology {larger.name} --mesh.data {topology.slices} --mesh.fsdp -1", *remat]
+        yield " ".join(flags), dataclasses.replace(lighter, mesh=more), larger
+
+
+def say(line: str) -> None:
+    """Prints a line of progress to stderr; stdout gets the table alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(config: TrainConfig, topology: Topology, step: Step) -> str:
+    """The table of a step, as text."""
+    chip, seconds, (count, views, times) = topology.chip, step.seconds, aot.largest_cut(config.data)
+    several = f" x {topology.slices} slices" if topology.slices > 1 else ""
+    cells = f"{views} views x {times} times" if min(views, times) > 1 else f"{views * times} frames"
+    network = f", network {seconds.network:.3g} s" if topology.slices > 1 or not chip.sides else ""
+    best, worst = (roofline.utilization(topology, step.flops, total) for total in (seconds.best, seconds.worst))
+    rows = [
+        ("topology", f"{topology.name}{several}, {topology.chips} chips; mesh {describe(step.mesh)}; {step.kernel}"),
+        ("tokens", f"{step.tokens:,} a step: {count} examples of {cells}"),
+        ("parameters", f"{step.trained / 1e6:,.1f} M train, {step.frozen / 1e6:,.1f} M are frozen"),
+        ("FLOPs", f"{decimal(step.flops)} a step of the model, {decimal(step.executed)} with what is computed again"),
+        (
+            "memory",
+            f"arguments {binary(step.arguments)}, temporaries {binary(step.temporaries)}, "
+            f"peak {binary(step.peak)} of {binary(chip.usable / chip.devices)} a device",
+        ),
+        *collective_rows(step.collectives),
+        (
+            "time",
+            f"compute {seconds.compute:.3g} s, memory {seconds.memory:.3g} s for {binary(step.traffic)}, "
+            f"links {seconds.links:.3g} s{network}",
+        ),
+        ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
+        ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
+        *(("", line) for line in (*roofline.ASSUMPTIONS, *repeated(config, step))),
+        *([] if chip.sides else [("", line) for line in OF_GPUS]),
+    ]
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def repeated(config: TrainConfig, step: Step) -> list[str]:
+    """A warning where a batch is smaller than the mesh axes that split it: devices then compute the same examples."""
+    lead, (count, *_) = fusion_of(config).lead, aot.largest_cut(config.data)
+    cut = math.prod(step.mesh[axis] for axis in EXAMPLE_AXES[lead])
+    times = cut * share_of_examples(count, lead, step.mesh) // count
+    return [f"{times} devices compute the same examples each, which compute leaves out"] if times > 1 else []
+
+
+def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:
+    """One row a kind: how often a step, and the bytes of one device."""
+    sums = defaultdict(lambda: [0, 0, 0.0])
+    for each in collectives:
+        row = sums[each.between_slices, KINDS.index(each.kind)]
+        for place, value in enumerate((1, each.payload, each.sent)):
+            row[place] += each.count * value
+    rows = [
+        f"{count:>6,} {KINDS[kind]}{' between slices' if between else ''}: {binary(payload)} a device, {binary(sent)} sent"
+        for (between, kind), (count, payload, sent) in sorted(sums.items())
+    ]
+    return [("" if place else "collectives", row) for place, row in enumerate(rows or ["none"])]
+
+
+def binary(count: float) -> str:
+    """Bytes in KiB, MiB, GiB or TiB."""
+    power = min(max(int(math.log2(max(count, 1)) // 10), 1), 4)
+    return f"{count / 2 ** (10 * power):.2f} {' KMGT'[power]}iB"
+
+
+def decimal(count: float) -> str:
+    """A number with its SI prefix."""
+    power = min(int(math.log10(max(count, 1)) // 3), 6)
+    return f"{count / 10 ** (3 * power):.3g} {' kMGTPE'[power]}"
+
+
+def link(topology: Topology) -> str:
+    """The bandwidths assumed within and between hosts or slices."""
+    chip = topology.chip
+    inside = (
+        f"{chip.link / 1e9:.0f} GB/s a link and direction"
+        if chip.sides
+        else f"{chip.link / 1e9:.0f} GB/s within a host"
+    )
+    between = f", {chip.network / 1e9:.1f} GB/s a chip between {'slices' if chip.sides else 'hosts'}"
+    return inside + (between if topology.slices > 1 or not chip.sides else "")

@@ -1,0 +1,69 @@
+"""One offline HTML page to look around in a grid: drag sideways for the view, up and down for the time.
+
+The page holds everything: its style, its script (`viewer.html`) and the frames, as one lossless WebP strip per panel
+and view. Opened from a file it asks the network for nothing.
+"""
+
+import base64
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool
+from PIL import Image
+
+from fourreal.media.sheet import Panel
+from fourreal.metrics.pixels import psnr_per_cell
+
+TEMPLATE = Path(__file__).with_name("viewer.html")
+
+
+def viewer_page(
+    title: str,
+    panels: Sequence[Panel],
+    given: Bool[np.ndarray, "v t"],
+    *,
+    truth: np.ndarray | None = None,
+    about: Mapping[str, object] | None = None,
+) -> str:
+    """The page as text. `panels` are shown side by side and move together, the first one large; given cells are framed.
+
+    With `truth` [v, t, h, w, 3] each panel says its PSNR in the cell shown. `about` is the line of facts below.
+    """
+    views, times, height, width, _ = panels[0].frames.shape
+    data = {
+        "views": views,
+        "times": times,
+        "height": height,
+        "width": width,
+        "given": given.astype(int).tolist(),
+        "panels": [
+            {
+                "title": panel.title,
+                "strips": [_strip(frames) for frames in panel.frames],
+                "psnr": None if truth is None or panel.frames is truth else _finite(psnr_per_cell(panel.frames, truth)),
+            }
+            for panel in panels
+        ],
+        "about": {str(key): str(value) for key, value in (about or {}).items()},
+    }
+    # Inside <script> only "</" and "<!--" could end the data early; \u003c is the same character to JSON.
+    fill = {"title": html.escape(title), "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c")}
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _strip(frames: np.ndarray) -> str:
+    """All times of one view side by side, as a data URL."""
+    file = io.BytesIO()
+    Image.fromarray(rearrange(frames, "t h w c -> h (t w) c")).save(file, "webp", lossless=True, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _finite(scores: list[list[float]]) -> list[list[float | str]]:
+    return [[round(score, 2) if math.isfinite(score) else "exact" for score in row] for row in scores]

@@ -1,0 +1,218 @@
+"""A sampled grid as a folder: a page to look at, videos, arrays, cameras, and what it was made with.
+
+    index.html          drag sideways for view, up and down for time; offline, one file
+    contact.png         all cells: given, sampled, and if known the truth and the best copy
+    grid.mp4            all views tiled, time to and fro
+    videos/camNN.mp4    one video per view, its frames once (enlarged to at least 256 px)
+    grid.npz            frames uint8 [v, t, h, w, 3], given bool [v, t]; K [v, 3, 3], c2w [v, 4, 4] (OpenCV) if known
+    metadata.json       settings, seed, versions, hash of the weights, timings, PSNR
+    transforms.json     only with cameras: nerfstudio's form, and images/camNN/NNNNNN.png that it names
+
+The folder is written beside its place under another name and renamed when it is whole.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from fourreal import __version__
+from fourreal.errors import FileInTheWay
+from fourreal.geometry.pinhole import opengl_from_opencv
+from fourreal.host.folders import check_creatable, whole_folder
+from fourreal.media.pictures import enlarged
+from fourreal.media.sheet import Panel, contact_sheet
+from fourreal.media.videos import write_video
+from fourreal.metrics.baselines import BASELINES, best_copy
+from fourreal.metrics.pixels import psnr_by_motion
+from fourreal.sampling.page import viewer_page
+
+FPS = 8
+LOOK = 4  # seconds that grid.mp4 lasts at least
+CONVENTION = (
+    "transform_matrix is camera to world in the OpenGL convention (x right, y up, z backward), in the scene's units; "
+    "fl_x, fl_y, cx, cy are in pixels, with (0, 0) the outer corner of the top left pixel; "
+    "focus, where it is known, is the first camera's distance to its subject in the scene's units; "
+    "time runs from 0 (first) to 1 (last)"
+)
+
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`."""
+
+    name: str
+    sampled: UInt8[np.ndarray, "v t h w 3"]
+    given: Bool[np.ndarray, "v t"]
+    truth: UInt8[np.ndarray, "v t h w 3"] | None = None
+    K: Float[np.ndarray, "v 3 3"] | None = None
+    c2w: Float[np.ndarray, "v 4 4"] | None = None
+    about: Mapping[str, object] = field(default_factory=dict)
+    focus: float | None = None
+
+
+def scores(result: GridResult) -> Scores:
+    """PSNR in dB of the sampled grid and each baseline over all, moving and static unknown pixels; {} without truth."""
+    if result.truth is None:
+        return {}
+    grids = {"sampled": result.sampled} | {name: make(result.truth, result.given) for name, make in BASELINES.items()}
+    return {name: psnr_by_motion(grid, result.truth, result.given) for name, grid in grids.items()}
+
+
+def score_table(table: Scores, unknown: int) -> str:
+    """The scores as aligned text, best of each column marked."""
+    best = {kind: max(row[kind] for row in table.values()) for kind in ("all", "moving", "static")}
+    head = f"PSNR in dB, {unknown} unknown cells"
+    lines = [f"{head:<34}{'all':>8} {'moving':>8} {'static':>8}"]
+    for name, row in table.items():
+        numbers = ("-" if math.isnan(row[kind]) else f"{row[kind]:.2f}" for kind in best)
+        marks = ("*" if row[kind] == best[kind] else " " for kind in best)
+        cells = (f"{number:>8}{mark}" for number, mark in zip(numbers, marks, strict=True))
+        lines.append(f"  {name:<32}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def panels(result: GridResult) -> list[Panel]:
+    """What is shown beside each other: the sampled grid, and if known the truth and the better of the two copies."""
+    shown = [Panel("sampled", result.sampled)]
+    if result.truth is not None:
+        name, copy = best_copy(result.truth, result.given, result.truth)
+        kind = name.removeprefix("copy of the ").removesuffix(" frame")
+        shown += [Panel("truth", result.truth), Panel(f"best copy ({kind})", copy)]
+    return shown
+
+
+def check_destination(out: Path, overwrite: bool) -> None:
+    """Raises OSError if `out` cannot be made, or exists, or with `overwrite` is not empty and not a folder of ours."""
+    check_creatable(out)
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FileInTheWay(f"--out {out} is a file; name a folder")
+    if not overwrite:
+        raise FileInTheWay(f"--out {out} exists; add --overwrite to replace it, or choose another name")
+    if any(out.iterdir()) and not _is_ours(out):
+        raise FileInTheWay(f"--out {out} was not written by fourreal and is not replaced; choose another name")
+
+
+def write_result(out: Path, result: GridResult, *, overwrite: bool = False) -> Path:
+    """Writes the whole folder `out`, or nothing; returns the path of its index.html."""
+    shown = panels(result)
+    table = scores(result)
+    check_destination(out, overwrite)
+    with whole_folder(out) as folder:
+        folder.mkdir()
+        (folder / "index.html").write_text(_page(result, shown, table), encoding="utf-8")
+        known = Panel("given", result.sampled, shown=result.given)
+        contact_sheet([known, *shown], result.given, shorter=384 // max(result.given.shape)).save(
+            folder / "contact.png"
+        )
+        _write_videos(folder, result.sampled)
+        cameras = {"K": result.K, "c2w": result.c2w}
+        arrays = {name: array for name, array in cameras.items() if array is not None}
+        np.savez_compressed(folder / "grid.npz", frames=result.sampled, given=result.given, **arrays)
+        if len(arrays) == len(cameras):
+            _write_pictures(folder, result.sampled)
+            _write_json(folder / "transforms.json", transforms(result))
+        _write_json(folder / "metadata.json", _metadata(result, table))
+    return out / "index.html"
+
+
+def transforms(result: GridResult) -> dict[str, object]:
+    """nerfstudio's transforms.json with a `time` for each frame, as reconstructors of moving scenes read it."""
+    views, times, height, width, _ = result.sampled.shape
+    poses = opengl_from_opencv(result.c2w)
+    frames = []
+    for v, t in np.ndindex(views, times):
+        focal_and_center = zip(("fl_x", "fl_y", "cx", "cy"), ((0, 0), (1, 1), (0, 2), (1, 2)), strict=True)
+        frames.append(
+            {
+                "file_path": _picture_path(v, t),
+                "transform_matrix": poses[v].tolist(),
+                **{key: float(result.K[v][place]) for key, place in focal_and_center},
+                "w": width,
+                "h": height,
+                "time": t / max(1, times - 1),
+                "camera_label": f"cam{v:02d}",
+                "frame_label": t,
+                "given": bool(result.given[v, t]),
+            }
+        )
+    return {
+        "camera_model": "OPENCV",
+        "orientation_override": "none",
+        "convention": CONVENTION,
+        "generator": f"fourreal {__version__}",
+        **({} if result.focus is None else {"focus": result.focus}),
+        "frames": frames,
+    }
+
+
+def _page(result: GridResult, shown: list[Panel], table: Scores) -> str:
+    options = result.about.get("options", {})
+    facts = {key: options[key] for key in ("checkpoint", "seed", "steps", "guidance_scale") if key in options}
+    facts["given"] = f"{result.given.sum()} of {result.given.size} cells"
+    for name, row in list(table.items())[:3]:  # the sampled grid and the two copies
+        facts[f"PSNR {name}"] = f"{row['all']:.2f} dB (moving {row['moving']:.2f})"
+    return viewer_page(f"{result.name} · fourreal", shown, result.given, truth=result.truth, about=facts)
+
+
+def _write_videos(folder: Path, sampled: np.ndarray) -> None:
+    views, times = sampled.shape[:2]
+    large = np.stack([enlarged(video) for video in sampled])
+    (folder / "videos").mkdir()
+    for v, video in enumerate(large):
+        write_video(folder / "videos" / f"cam{v:02d}.mp4", video, FPS)
+    across = math.ceil(math.sqrt(views))
+    empty = -views % across
+    large = np.concatenate([large, np.zeros((empty, *large.shape[1:]), np.uint8)])
+    tiled = rearrange(large, "(down across) t h w c -> t (down h) (across w) c", across=across)
+    to_and_fro = [*range(times), *range(times - 2, 0, -1)]
+    rounds = math.ceil(LOOK * FPS / len(to_and_fro))
+    write_video(folder / "grid.mp4", tiled[to_and_fro * rounds], FPS)
+
+
+def _write_pictures(folder: Path, sampled: np.ndarray) -> None:
+    for v, t in np.ndindex(sampled.shape[:2]):
+        path = folder / _picture_path(v, t)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sampled[v, t]).save(path)
+
+
+def _picture_path(v: int, t: int) -> str:
+    return f"images/cam{v:02d}/{t:06d}.png"
+
+
+def _metadata(result: GridResult, table: Scores) -> dict[str, object]:
+    views, times, height, width, _ = result.sampled.shape
+    return {
+        "generator": f"fourreal {__version__}",
+        "name": result.name,
+        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": FPS},
+        "given": [{"view": int(v), "time": int(t)} for v, t in np.argwhere(result.given)],
+        "psnr_db": {
+            name: {kind: round(value, 4) if math.isfinite(value) else None for kind, value in row.items()}
+            for name, row in table.items()
+        },
+        **result.about,
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        generator = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["generator"]
+        return generator.startswith("fourreal ")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,78 @@
+"""The training step as a compiled program: on the ambient mesh, its state donated, with its cost in one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fourreal.parallel import layout
+from fourreal.training.config import TrainConfig
+from fourreal.training.cost import compiled_bytes, jaxpr_flops
+from fourreal.training.state import State
+from fourreal.training.step import fusion_of, input_axes, step_inputs
+
+
+class CompiledSteps:
+    """The training step on the ambient mesh, compiled once for each shape of a batch; the state is donated.
+
+    It takes this process's `part`, (which, of how many), of every batch.
+    """
+
+    def __init__(self, train_step: Callable, config: TrainConfig, part: tuple[int, int] = (0, 1)):
+        self.function, self.config, self.part = train_step, config, part
+        self._programs: dict[tuple, tuple[jax.stages.Compiled, int]] = {}
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The placed shapes of the whole batch's arrays that go into a step."""
+        inputs = step_inputs(batch)
+        axes, lead = input_axes(self.config, inputs), fusion_of(self.config).lead
+        return layout.batch_shapes(inputs, axes, self.part[1], lead)
+
+    def program(self, state: State, batch: dict[str, Any]) -> tuple[jax.stages.Compiled, int]:
+        """The compiled step for such a batch, and its FLOPs."""
+        shapes = self.inputs(batch)
+        leaves, structure = jax.tree.flatten(shapes)
+        key = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in self._programs:
+            traced = trace_step(self.function, state, shapes)
+            self._programs[key] = traced.lower().compile(), jaxpr_flops(traced.jaxpr.jaxpr)
+        return self._programs[key]
+
+    def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, jax.Array]]:
+        compiled, _ = self.program(state, batch)
+        return compiled(state, layout.put_batch(step_inputs(batch), self.inputs(batch), self.part))
+
+
+def tokens_of(config: TrainConfig, frames: jax.ShapeDtypeStruct) -> int:
+    """Tokens of a batch with such frames: pixels, or latents."""
+    patch = config.model.patch[1]
+    count, views, times, height, width, _ = frames.shape
+    if frames.dtype == np.uint8:
+        times, height, width, _ = config.codec.shape(times, height, width)
+    return count * views * times * (height // patch) * (width // patch)
+
+
+def trace_step(train_step: Callable, state: State, batch: dict[str, Any]) -> jax.stages.Traced:
+    """The traced step for a placed state, or its shapes, and batches of such shapes; the state is donated."""
+    everywhere = NamedSharding(jax.sharding.get_mesh(), P())
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
+    )
+    return jitted.trace(state, batch)
+
+
+def describe_cost(steps: CompiledSteps, state: State, batch: dict[str, Any]) -> str:
+    """Parameters, tokens, FLOPs a step and compiled memory, in one line."""
+    compiled, flops = steps.program(state, batch)
+    size = {part: sum(leaf.size for leaf in jax.tree.leaves(state[part])) for part in ("params", "frozen")}
+    memory = compiled_bytes(compiled)["total"]
+    tokens = tokens_of(steps.config, steps.inputs(batch)["frames"])
+    return (
+        f"{size['params'] / 1e6:.2f} M parameters train, {size['frozen'] / 1e6:.2f} M are frozen; {tokens} tokens and "
+        f"{flops / 1e9:.1f} GFLOP a step; {memory / 2**20:.0f} MiB of memory a device"
+    )

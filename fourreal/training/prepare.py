@@ -1,0 +1,183 @@
+"""What a run needs before its first step: data, model, state, compiled programs and, once all these work, its folder.
+
+The state comes from, in this order: the run's own newest whole checkpoint (`resume`), the weights named by `init_from`
+(parameters only), a fresh start. Nothing is written before all of it is known to work.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fourreal.checkpoints.specs import RUN_WEIGHTS, ModelSpec
+from fourreal.checkpoints.weights import save_weights
+from fourreal.codecs import Codec
+from fourreal.data.batches import Batches
+from fourreal.diffusion.denoiser import make_denoiser
+from fourreal.errors import UserError
+from fourreal.host.processes import ALONE, Peers
+from fourreal.host.watchdog import Watchdog
+from fourreal.models.build import Params, model_table, split_model
+from fourreal.nn.kernels import resolve_kernel
+from fourreal.parallel import layout
+from fourreal.parallel.mesh import describe
+from fourreal.serialize import to_json
+from fourreal.training.compiled import CompiledSteps, describe_cost
+from fourreal.training.config import TrainConfig
+from fourreal.training.initialize import initial_params
+from fourreal.training.log import MetricsWriter
+from fourreal.training.orbax import Checkpoints
+from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, make_folder
+from fourreal.training.state import State, fresh_state, join_params
+from fourreal.training.step import fusion_of, make_train_step
+from fourreal.training.validation import make_validation
+
+
+class Evaluator(Protocol):
+    """What judges the average of the parameters in the midst of a training: `(params, done) -> (numbers, sheet)`.
+
+    `done` is the number of steps behind them. `numbers` go to the log under their names, `sheet`, if there is one, is a
+    picture, uint8 [h w 3]. Every process calls it.
+    """
+
+    def __call__(self, params: Params, done: int) -> tuple[dict[str, float], np.ndarray | None]: ...
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the loop needs; `state` and `done`, the steps behind it, move."""
+
+    config: TrainConfig
+    folder: Path
+    spec: ModelSpec
+    state: State
+    done: int
+    batches: Iterator[dict[str, Any]]
+    batch: dict[str, Any]
+    steps: CompiledSteps
+    evaluators: Sequence[Evaluator]
+    checkpoints: Checkpoints
+    writer: MetricsWriter | None
+    peers: Peers
+    watchdog: Watchdog
+
+    def average(self) -> dict[str, Any]:
+        """The parameters that sampling uses."""
+        return join_params(self.state["ema"], self.state["frozen"])
+
+    def save(self) -> None:
+        """Starts a checkpoint of all that is written by now, and writes the weights."""
+        self.watchdog.at(self.done, "saving")
+        if self.writer:
+            self.writer.sync()
+        self.checkpoints.save(self.done, self.state)
+        save_weights(self.folder / RUN_WEIGHTS, self.average(), to_json(self.spec))
+        self.peers.exchange("saved")
+
+    def close(self) -> None:
+        """Stops the reading of data and waits for saves under way, whichever of these fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.writer:
+                stack.callback(self.writer.close)
+            stack.callback(self.batches.close)
+
+
+def prepare(
+    config: TrainConfig,
+    folder: Path,
+    start: Start,
+    peers: Peers = ALONE,
+    watchdog: Watchdog | None = None,
+    evaluators: Sequence[Evaluator] = (),
+) -> Run:
+    """Reads, builds and compiles what a run needs, and only then makes or takes over its folder.
+
+    `evaluators` are called before the validation, which every run has.
+    """
+    if config.model.channels != config.codec.channels:
+        raise UserError(
+            f"model.channels is {config.model.channels}: the codec '{config.codec.kind}' has {config.codec.channels}"
+        )
+    watchdog = watchdog or Watchdog(0, "")
+    watchdog.at(0, "looking at the run's folder")
+    peers.of_first("folder", lambda: check_folder(config, folder, start))
+    checkpoints = Checkpoints(folder, peers) if start.resume else None
+    done = (checkpoints.done or 0) if checkpoints else 0
+    init_from = start.init_from
+    if start.resume and not done:
+        peers.of_first("log", lambda: check_log(folder))
+        print(f"there is no checkpoint in {folder} yet: starting from the beginning")
+        if init_from is None and (folder / INIT_FROM).is_file():
+            init_from = (folder / INIT_FROM).read_text()
+    if config.trains != "all" and not done and init_from is None:
+        raise UserError(
+            f"trains is '{config.trains}': name the base that stays frozen with --init-from, as runs/nano_base"
+        )
+    part = layout.share_of_batch(fusion_of(config).lead, config.data.batch_size)
+    data = Batches(config.data, config.model.conditions, config.codec)
+    batches = data.train(start_step=done, process=part[0], process_count=part[1])
+    watchdog.at(done, "reading the first batch")
+    batch = next(batches)
+    spec = spec_of(config, batch["frames"])
+    mesh = jax.sharding.get_mesh()
+    kernel = resolve_kernel(config.attention, mesh.devices.flat[0].platform, config.model.head_size, config.model.dtype)
+    table = model_table(config.model, config.grid)
+    layout.check_widths(config.model)
+    denoiser = make_denoiser(config.model, config.grid, kernel)
+    codec = config.codec.parameters()
+    placed = layout.jit_placed(lambda codec: jax.tree.map(jnp.copy, codec), table, codec)  # a step donates its own
+    evaluators = (*evaluators, make_validation(denoiser, config, placed(codec)))
+    watchdog.at(done, "restoring" if done else "initializing")
+    if done:
+        _, shapes = split_model(config.model, config.grid)
+        shapes = layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
+        state = checkpoints.restore(shapes)
+        origin = f"resumed after {done} steps"
+    else:
+        params, origin = initial_params(spec, config.seed, init_from)
+        state = layout.jit_placed(lambda params: fresh_state(params, config) | {"codec": {}}, table, params)(params)
+        del params
+    state["codec"] = placed(codec)
+    steps = CompiledSteps(make_train_step(denoiser, config), config, part)
+    watchdog.at(done, "compiling")
+    print(f"{config.name}: {origin}; mesh {describe(mesh.shape)}; {kernel}")
+    print(describe_cost(steps, state, batch))
+    fingerprint = data.open("train").fingerprint
+    peers.of_first(
+        "make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from, fingerprint)
+    )
+    checkpoints = checkpoints or Checkpoints(folder, peers)
+    writer = MetricsWriter(folder, done) if peers.first else None
+    return Run(
+        config, folder, spec, state, done, batches, batch, steps, evaluators, checkpoints, writer, peers, watchdog
+    )
+
+
+def spec_of(config: TrainConfig, frames: np.ndarray) -> ModelSpec:
+    """What sampling will know of a run's model, from its config and a batch's frames, which may be stored latents.
+
+    A fused model keeps its stride, so that longer grids keep the distances.
+    """
+    grid, data, codec = config.grid, config.data, config.codec
+    times, (height, width) = data.times, frames.shape[3:5]
+    if frames.dtype != np.uint8:
+        merged, down, across = codec.factors
+        times = next(n for n in range(merged * data.times, 0, -1) if _latents(codec, n) == data.times)
+        height, width = height * down, width * across
+    if grid.fusion == "fused" and grid.stride is None:
+        grid = dataclasses.replace(grid, stride=len(codec.groups(times)))
+    return ModelSpec(config.model, grid, data.views, times, (height, width), config.sigma.shift, codec)
+
+
+def _latents(codec: Codec, times: int) -> int:
+    """How many latents so many frames have; 0 where the codec refuses their number."""
+    try:
+        return len(codec.groups(times))
+    except UserError:
+        return 0

@@ -1,0 +1,62 @@
+"""Hints against a search and a loop over cells."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fourreal.conditions import Hints
+from fourreal.conditions.hints import grid_hints, nearest_given
+from fourreal.grid import Known
+
+
+def ranks(*shape) -> np.ndarray:
+    """Every value is its own place, so that any wrong order shows."""
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_nearest_given_frame_is_that_of_a_search_for_every_mask(frames):
+    masks = np.array([[number >> f & 1 for f in range(frames)] for number in range(2**frames)], bool)
+    index, exists = (np.asarray(a) for a in nearest_given(jnp.asarray(masks)))
+    for mask, found, any_given in zip(masks, index, exists[:, 0], strict=True):
+        assert any_given == mask.any()
+        for f in range(frames):
+            candidates = [g for g in range(frames) if mask[g]]
+            if candidates:
+                assert found[f] == min(candidates, key=lambda g: (abs(g - f), g))  # the earlier of two
+
+
+def nearest(given: np.ndarray, position: int) -> int | None:
+    return min(np.flatnonzero(given), key=lambda g: (abs(g - position), g), default=None)
+
+
+def test_hints_are_the_nearest_given_cells_of_the_own_or_the_nearest_view_and_time():
+    x = ranks(4, 3, 4, 2, 2, 3) + 1  # no zero among the pixels
+    given = np.random.default_rng(0).random((4, 3, 4)) < 0.3
+    given[1], given[2] = False, False
+    given[2, 1, 2] = True
+    assert not given.any(2).all() and not given.any(1).all()
+    hints = np.asarray(grid_hints(jnp.asarray(x), jnp.asarray(given)))
+    assert hints.shape == (4, 3, 4, 2, 2, 2, 4)
+    for b, v, t in np.ndindex(given.shape):
+        if not given[b].any():
+            np.testing.assert_array_equal(hints[b, v, t], 0)
+            continue
+        of_view, of_time = nearest(given[b].any(1), v), nearest(given[b].any(0), t)
+        cells = (of_view, nearest(given[b, of_view], t)), (nearest(given[b, :, of_time], v), of_time)
+        for slot, (cell, own) in enumerate(zip(cells, (of_view == v, of_time == t), strict=True)):
+            np.testing.assert_array_equal(hints[b, v, t, slot, ..., :3], x[b, *cell])
+            np.testing.assert_array_equal(hints[b, v, t, slot, ..., 3], own)
+
+
+def test_default_value_is_made_from_the_given_cells_alone():
+    x, given = ranks(1, 2, 3, 2, 2, 3) + 1, np.array([[[True, False, False], [False, True, False]]])
+    other = np.where(given[..., None, None, None], x, -5)
+    values = (np.asarray(Hints().default(Known(jnp.asarray(frames), jnp.asarray(given)))) for frames in (x, other))
+    np.testing.assert_array_equal(*values)
+
+
+def test_null_is_what_nothing_given_shows():
+    x, given = jnp.asarray(ranks(1, 2, 3, 2, 2, 3) + 1), jnp.zeros((1, 2, 3), bool)
+    nothing = grid_hints(x, given)
+    np.testing.assert_array_equal(Hints().null(nothing + 1), nothing)

@@ -1,0 +1,386 @@
+"""Real processes that train or sample together on CPUs: started, killed, stopped, resumed in other numbers.
+
+Compiling is nearly all of their time, so all share one cache of compiled programs.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+pytest.importorskip("tensorflow_datasets")
+
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.checkpoints.weights import WEIGHTS, save_weights
+from fourreal.cli import main
+from fourreal.data.write import Split, write_scenes
+from fourreal.errors import LOST
+from fourreal.models import GridDiTConfig
+from fourreal.models.build import fresh_params, model_table
+from fourreal.parallel import layout
+from fourreal.sampling.pipeline import load_pipeline
+from fourreal.scene import Scene
+from fourreal.serialize import to_json
+from fourreal.training import orbax as checkpoint
+from fourreal.training.config import load_config, read_run
+from fourreal.training.orbax import Checkpoints
+from fourreal.training.state import fresh_state
+
+pytestmark = pytest.mark.slow  # runs, killed and resumed: minutes together
+
+ROOT = Path(__file__).parents[2]
+VIEWS, TIMES, SIZE = 2, 4, 4
+STEPS = 24
+CONFIG = f"""
+from fourreal.training.config import TrainConfig
+from fourreal.data.batches import PipelineConfig
+from fourreal.data.sources.records import Records
+from fourreal.models import VideoDiTConfig
+from fourreal.training.optimizer import OptimConfig
+
+CONFIG = TrainConfig(
+    name="processes",
+    model=VideoDiTConfig(width=24, depth=1, heads=2, mlp_width=32, patch=(1, 2, 2), frequency_width=8),
+    data=PipelineConfig(source=Records("SOURCE"), views={VIEWS}, times={TIMES}, batch_size=4),
+    optim=OptimConfig(lr=0.01, warmup=0, accumulate=2, ema=0.5),
+    steps={STEPS},
+    eval_every=0,
+    eval_grids=2,
+    save_every=6,
+    log_every=1,
+)
+"""
+MIXED = (
+    "--mesh.data",
+    "1",
+    "--mesh.fsdp",
+    "2",
+    "--mesh.grid",
+    "2",
+)  # in 4 processes two hold other views of an example
+
+# What XLA's collectives print, from several threads at once, so that one line may interrupt another.
+GLOO = re.compile(r"\[Gloo\] Rank |is connected to|peer ranks\.|Expected number of connected peer ranks is|[\d:\s]")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A config file whose data set is on disk."""
+    folder = tmp_path_factory.mktemp("processes")
+
+    def scene(index: int) -> Scene:
+        frames = np.random.default_rng(index).integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8)
+        return Scene(frames, index)
+
+    write_scenes(folder / "grids", {"train": Split(scene, 9), "validation": Split(scene, 2)})
+    (folder / "config.py").write_text(CONFIG.replace("SOURCE", str(folder / "grids")))
+    return folder / "config.py"
+
+
+def free_port() -> int:
+    """A port that is free, with the next one."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("", 0))
+            try:
+                second.bind(("", first.getsockname()[1] + 1))
+            except (OSError, OverflowError):
+                continue
+            return first.getsockname()[1]
+
+
+class Processes:
+    """A script in several processes of one run; what process `i` says goes to `NAME.i.log`."""
+
+    script = ("train.py",)
+
+    def __init__(
+        self, config: Path, folder: Path, count: int, devices: int, *options: str, started=None, **environment
+    ):
+        port = free_port()
+        self.folder, self.processes = folder, []
+        for index in range(count) if started is None else started:
+            shared = {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "FOURREAL_COORDINATOR": f"localhost:{port}",
+                "FOURREAL_PROCESS_COUNT": str(count),
+                "FOURREAL_PROCESS_ID": str(index),
+            }
+            self.environment = shared | environment
+            command = [sys.executable, *self.script, str(config), "--out", str(folder), *options]
+            with open(self.log(index), "w") as log:
+                self.processes.append(
+                    subprocess.Popen(command, env=os.environ | self.environment, stdout=log, stderr=log, cwd=ROOT)
+                )
+
+    def log(self, index: int) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{index}.log")
+
+    def said(self, index: int) -> str:
+        """What a process said, without the progress bar."""
+        return "\n".join(line for line in self.log(index).read_text().splitlines() if "step/s" not in line)
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """The exit codes."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def wait_until(self, condition) -> None:
+        """Returns once `condition()` holds, or fails if a process ends before."""
+        deadline = time.monotonic() + 240
+        while not happened(condition):
+            if time.monotonic() > deadline or any(process.poll() is not None for process in self.processes):
+                self.end()
+                pytest.fail("\n".join(self.said(index) for index in range(len(self.processes))))
+            time.sleep(0.0005)
+
+
+class Sampling(Processes):
+    """Of a checkpoint."""
+
+    script = ("sample.py", "--checkpoint")
+
+
+def happened(condition) -> bool:
+    try:
+        return condition()
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps in a run's log whose lines are whole."""
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def checkpoint_of(folder: Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint, flat by path."""
+    config = read_run(folder)
+    shapes = jax.eval_shape(lambda: fresh_state(fresh_params(config.model, config.grid, 0), config))
+    checkpoints = Checkpoints(folder)
+    state = checkpoints.restore(layout.placed_shapes(shapes, model_table(config.model, config.grid)))
+    checkpoints.close()
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def in_save(folder: Path) -> bool:
+    """Whether a checkpoint is being written beside a sealed one."""
+    found = [path.name.isdigit() and (path / "files.json").is_file() for path in (folder / "checkpoints").iterdir()]
+    return any(found) and not all(found)
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Parameters, average, optimizer, written numbers and weights, bit for bit."""
+    found, wanted = checkpoint_of(folder), checkpoint_of(expected)
+    assert found.keys() == wanted.keys() and {path.split("'")[1] for path in found} == {"step", "params", "ema", "opt"}
+    assert found["['step']"] == STEPS
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    for name in ("metrics.jsonl", "weights/model.safetensors"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def assert_others_ended(run: Processes, killed: int) -> None:
+    """By themselves, soon, with one line that names the one that was killed.
+
+    Process 0 holds JAX's own service: where it dies, JAX may be the faster one and abort the others in its own words.
+    """
+    count = len(run.processes)
+    codes = run.wait(60)
+    assert codes[killed] == -signal.SIGKILL
+    for index in set(range(count)) - {killed}:
+        said = run.said(index)
+        if killed == 0 and codes[index] == -signal.SIGABRT:
+            assert "the JAX distributed service detected fatal errors" in said
+            continue
+        assert codes[index] == LOST and "Traceback" not in said and "Check failure" not in said, said
+        if killed == 0:  # JAX may have added its own lines
+            said = "\n".join(line for line in said.splitlines() if line.startswith("fourreal"))
+        assert said.count("error:") == 1, said
+        line = f"fourreal train: error: process {killed} of {count} on {socket.gethostname()} ended without a word"
+        assert line in said.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def grid_weights(config) -> Path:
+    """A checkpoint whose numbers are all away from zero, beside the grid that is to be sampled."""
+    folder = config.parent / "checkpoint"
+    spec = ModelSpec(load_config(config).model, GridDiTConfig(), VIEWS, TIMES, (SIZE, SIZE))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), fresh_params(spec.model, spec.grid, 0))
+    save_weights(folder, params, to_json(spec), dtype="float32")
+    np.savez(folder / "grid.npz", frames=rng.integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(config, tmp_path_factory) -> Path:
+    """The folder of a run that nobody stopped, in two processes; four with as many devices compute the same bits."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run = Processes(config, folder, 2, 2, *MIXED)
+    assert run.wait() == [0, 0], run.said(0)
+    assert "weights: " in run.said(0)
+    assert not GLOO.sub("", run.said(1))
+    return folder
+
+
+@pytest.mark.slow
+def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_never_killed(config, unbroken, tmp_path):
+    """Whichever dies, the others end by themselves. All are started again, first as many, then fewer: always four devices."""
+    folder = tmp_path / "run"
+
+    def start(count: int, *options: str) -> Processes:
+        return Processes(config, folder, count, 4 // count, *MIXED, *options)
+
+    def kill_in_a_step(run: Processes, done: int) -> None:
+        """Stops one in a step after `done`, far from the next save; once the others say that they wait, kills it."""
+        count = len(run.processes)
+        run.wait_until(lambda: steps_of(folder)[-1] % 6 == 2 and steps_of(folder)[-1] > done)
+        run.processes[-1].send_signal(signal.SIGSTOP)
+        host = socket.gethostname()
+        says = re.compile(rf"process 0 of {count} on {host}: no progress for 0\.\d+ min; step (\d+), step")
+        run.wait_until(lambda: any(int(step) > done for step in says.findall(run.said(0))))
+        run.processes[-1].kill()
+        assert_others_ended(run, count - 1)
+
+    def kill_in_a_save(run: Processes, which: int) -> None:
+        run.wait_until(lambda: in_save(folder) and "resumed after" in run.said(0))
+        run.processes[which].kill()
+        assert_others_ended(run, which)
+
+    kill_in_a_step(start(4, "--watchdog-minutes", "0.02"), 6)
+    kill_in_a_save(start(4, "--resume"), 0)  # the one that seals
+    done = steps_of(folder)[-1]
+    kill_in_a_step(start(2, "--resume", "--watchdog-minutes", "0.02"), done)
+    kill_in_a_save(start(2, "--resume"), 1)
+    run = start(2, "--resume")
+    assert run.wait() == [0, 0], run.said(0)
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.slow
+def test_run_stopped_by_sigterm_to_one_process_goes_on_in_two_and_then_in_one(config, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    run = Processes(config, folder, 4, 1, *MIXED)
+    run.wait_until(lambda: steps_of(folder)[-1] >= 2)
+    run.processes[2].terminate()
+    assert run.wait() == [0] * 4, run.said(0)
+    assert "stopped, go on with --resume" in run.said(0)
+    stopped = steps_of(folder)[-1]
+    assert 2 < stopped < STEPS and stopped == max(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+    # another mesh on other processes holds the same numbers: it writes the same weights
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "weights" / "model.safetensors").unlink()
+    run = Processes(config, tmp_path / "copy", 1, 2, "--mesh.fsdp", "2", "--resume", "--steps", str(stopped))
+    assert run.wait() == [0], run.said(0)
+    weights = [path / "weights" / "model.safetensors" for path in (folder, tmp_path / "copy")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    run = Processes(config, folder, 2, 1, "--mesh.data", "2", "--resume")
+    run.wait_until(lambda: steps_of(folder)[-1] >= stopped + 2)
+    run.processes[0].send_signal(signal.SIGINT)
+    assert run.wait() == [130, 0], run.said(0)
+    again = steps_of(folder)[-1]
+    assert stopped < again < STEPS
+    run = Processes(config, folder, 1, 1, "--resume")
+    assert run.wait() == [0], run.said(0)
+    found, wanted = losses_of(folder), losses_of(unbroken)
+    assert found.keys() == wanted.keys() == set(range(1, STEPS + 1))
+    np.testing.assert_allclose([found[n] for n in wanted], list(wanted.values()), rtol=1e-6)
+
+
+def test_missing_processes_are_named_by_those_that_are_there(config, tmp_path):
+    run = Processes(config, tmp_path / "run", 4, 1, started=(0, 2), FOURREAL_START_TIMEOUT="15")
+    codes = run.wait(60)
+    for index in (0, 2):
+        assert "fourreal train: error: processes 1 and 3 of 4 did not join within 15 s" in run.said(index)
+        assert f"(joined: 2 on {socket.gethostname()})" in run.said(index) and "Traceback" not in run.said(index)
+    assert codes == [LOST, LOST] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, LOST), (errno.ENOSPC, 2)], ids=["fault", "full_disk"])
+def test_failed_write_of_training_is_for_a_new_start_to_mend_unless_the_disk_is_full(
+    config, tmp_path, monkeypatch, capsys, number, code
+):
+    def seal(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, "seal", seal)
+    with pytest.raises(SystemExit) as stop:
+        main([str(config), "--out", str(tmp_path / "run"), "--steps", "2"], verb="train")
+    said = capsys.readouterr().err
+    assert f"{os.strerror(number)}; once that is mended, --resume goes on after 0 steps" in said
+    assert stop.value.code == code
+
+
+def test_error_of_one_process_ends_all_with_its_line(config, tmp_path):
+    run = Processes(config, tmp_path / "run", 2, 1, started=(0,))
+    port = run.environment["FOURREAL_COORDINATOR"]
+    other = Processes(
+        config, tmp_path / "run", 2, 1, "--data.source", "nowhere", started=(1,), FOURREAL_COORDINATOR=port
+    )
+    assert (run.wait(60), other.wait(60)) == ([2], [2]), run.said(0)
+    for index in (0, 1):
+        assert "nowhere" in run.said(index).splitlines()[-1] and "Traceback" not in run.said(index)
+    assert "process 1 of 2 on" in run.said(0).splitlines()[-1]
+
+
+def test_grid_sampled_by_two_processes_is_that_of_one(grid_weights, tmp_path, monkeypatch):
+    """Each holds half of the views and of the parameters."""
+    run = Sampling(
+        grid_weights, tmp_path / "out", 2, 1, "--grid", str(grid_weights / "grid.npz"), "--guidance-scale", "2"
+    )
+    assert run.wait(60) == [0, 0], run.said(0) + run.said(1)
+    assert "open " in run.said(0) and not GLOO.sub("", run.said(1))
+    with np.load(tmp_path / "out" / "grid.npz") as found:
+        sampled, given = found["frames"], found["given"]
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:2])
+    with np.load(grid_weights / "grid.npz") as truth:
+        expected = load_pipeline(grid_weights)(truth["frames"], given, guidance_scale=2.0)
+    np.testing.assert_array_equal(sampled, expected)
+    assert np.ptp(sampled[~given]) > 50
+
+
+def test_process_that_reads_broken_weights_ends_all_and_only_those_of_its_devices_are_read(grid_weights, tmp_path):
+    tensors = load_file(grid_weights / WEIGHTS)
+    tensors["base.blocks.attention.query.kernel"][:, -1] = np.nan  # in the rows of the second device
+    shutil.copytree(grid_weights, tmp_path / "broken")
+    save_file(tensors, tmp_path / "broken" / WEIGHTS)
+    run = Sampling(tmp_path / "broken", tmp_path / "out", 2, 1, "--grid", str(grid_weights / "grid.npz"))
+    assert run.wait(60) == [2, 2], run.said(0) + run.said(1)
+    line = "base.blocks.attention.query.kernel holds values that are not finite"
+    for index in (0, 1):
+        assert line in run.said(index).splitlines()[-1] and "Traceback" not in run.said(index)
+    assert "process 1 of 2 on" in run.said(0).splitlines()[-1]
+    assert not (tmp_path / "out").exists()

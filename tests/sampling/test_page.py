@@ -1,0 +1,71 @@
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fourreal.media.sheet import Panel
+from fourreal.sampling.page import viewer_page
+
+
+def random_grid(seed, views=3, times=4, height=6, width=10):
+    return np.random.default_rng(seed).integers(0, 256, (views, times, height, width, 3), dtype=np.uint8)
+
+
+def page_data(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+@pytest.fixture
+def given():
+    mask = np.zeros((3, 4), bool)
+    mask[0, :] = mask[:, 0] = True
+    return mask
+
+
+def test_page_holds_every_frame_bit_for_bit(given):
+    panels = [Panel("sampled", random_grid(0)), Panel("truth", random_grid(1))]
+    data = page_data(viewer_page("grid", panels, given))
+    assert (data["views"], data["times"], data["height"], data["width"]) == (3, 4, 6, 10)
+    for panel, stored in zip(panels, data["panels"], strict=True):
+        for v, strip in enumerate(stored["strips"]):
+            kind, content = strip.split(",")
+            assert kind == "data:image/webp;base64"
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+            for t in range(4):
+                assert (pixels[:, 10 * t : 10 * (t + 1)] == panel.frames[v, t]).all()
+
+
+def test_page_says_which_cells_are_given_and_how_good_each_is(given):
+    truth = random_grid(0)
+    sampled = truth.copy()
+    sampled[2, 3] = 255 - sampled[2, 3]
+    data = page_data(viewer_page("grid", [Panel("sampled", sampled), Panel("truth", truth)], given, truth=truth))
+    assert data["given"] == given.astype(int).tolist()
+    assert data["panels"][0]["psnr"][0][0] == "exact"
+    assert isinstance(data["panels"][0]["psnr"][2][3], float)
+    assert data["panels"][1]["psnr"] is None
+
+
+def test_page_asks_nothing_of_the_network(given):
+    page = viewer_page("grid", [Panel("sampled", random_grid(0))], given)
+    assert not re.search(r"""(?:src|href)\s*=\s*["']|https?://|@import|url\(|fetch\(|XMLHttp""", page)
+    assert "default-src 'none'; img-src data:" in page  # and a browser would refuse
+
+
+def test_text_from_outside_cannot_become_markup(given):
+    evil = "</script><script>alert(1)</script><!--"
+    page = viewer_page(evil, [Panel(evil, random_grid(0))], given, about={evil: evil})
+    assert "<script>alert" not in page and "<!--" not in page
+    assert page.count("</script>") == 2  # the data's and the program's own
+    data = page_data(page)
+    assert data["panels"][0]["title"] == evil and data["about"] == {evil: evil}
+
+
+def test_text_that_looks_like_a_placeholder_is_left_alone(given):
+    page = viewer_page("{{data}}", [Panel("{{title}}", random_grid(0))], given)
+    assert "<title>{{data}}</title>" in page
+    assert page_data(page)["panels"][0]["title"] == "{{title}}"

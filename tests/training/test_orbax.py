@@ -1,0 +1,201 @@
+"""Checkpoints of a small state: what a kill, a full disk or a broken disk leaves behind, and what is made of it."""
+
+import errno
+import os
+import resource
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fourreal.parallel.layout import placed_shapes
+from fourreal.training.orbax import SEAL, Checkpoints, drop_broken
+
+FILES = (  # one of each kind that a checkpoint consists of
+    SEAL,
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    "state/_METADATA",
+    "state/_sharding",
+    "state/array_metadatas/process_0",
+    "state/commit_success.txt",
+    "state/manifest.ocdbt",
+    "state/d/*",
+    "state/ocdbt.process_0/manifest.ocdbt",
+    "state/ocdbt.process_0/d/*",
+)
+DAMAGES = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "half-written": lambda data: data[: len(data) // 2],
+    "zeros": lambda data: bytes(len(data)),
+    "one bit": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
+}
+
+
+def state(step: int, size: int = 50) -> dict:
+    kernel = np.random.default_rng(step).normal(size=(size, size)).astype(np.float32)
+    return {
+        "step": jnp.int32(step),
+        "params": {"kernel": jnp.asarray(kernel)},
+        "frozen": {"table": jnp.arange(9.0)},
+        "codec": {},
+    }
+
+
+def assert_restores(checkpoints: Checkpoints, step: int) -> None:
+    found, wanted = checkpoints.restore(placed_shapes(state(step), {})), state(step)
+    del wanted["codec"]  # is the config's
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with checkpoints of 2, 4 and 6 steps, of which the newest two stay."""
+    folder = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(folder)
+    for step in (2, 4, 6):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of it."""
+    shutil.copytree(saved, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_newest_of_two_kept_checkpoints_is_restored_bit_for_bit(saved, capsys):
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["4", "6"]
+    checkpoints = Checkpoints(saved)
+    assert checkpoints.done == 6 and not capsys.readouterr().out
+    assert_restores(checkpoints, 6)
+    checkpoints.close()
+
+
+def test_the_kinds_of_files_are_all_there_are(saved):
+    newest = saved / "checkpoints" / "6"
+    assert {path for pattern in FILES for path in newest.glob(pattern)} == {p for p in newest.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_newest_checkpoint_with_a_broken_file_gives_way_to_the_one_before(folder, name, damage, capsys):
+    (path,) = (folder / "checkpoints" / "6").glob(name)
+    data = DAMAGES[damage](path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+    assert drop_broken(folder / "checkpoints") == 4
+    assert os.listdir(folder / "checkpoints") == ["4"]
+    said = capsys.readouterr().out
+    assert said.startswith("the checkpoint of 6 steps is broken (") and said.count("\n") == 1
+    assert said.endswith("): going back to the one of 4 steps\n")
+
+
+def test_steps_after_a_fallback_are_saved_anew(folder, capfd):
+    next((folder / "checkpoints" / "6").glob("state/ocdbt.process_0/d/*")).write_bytes(b"half")
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.done == 4
+    assert_restores(checkpoints, 4)
+    checkpoints.save(6, state(6))
+    checkpoints.close()
+    said = capfd.readouterr()
+    assert said.out.count("\n") == 1 and not said.err
+    checkpoints = Checkpoints(folder)
+    assert_restores(checkpoints, 6)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a temporary folder"])
+def test_newest_checkpoint_that_is_gone_falls_back_to_the_one_before(folder, left):
+    newest = folder / "checkpoints" / "6"
+    if left == "a temporary folder":
+        newest.rename(newest.with_name("6.orbax-checkpoint-tmp"))
+    else:
+        shutil.rmtree(newest)
+    if left == "an empty folder":
+        newest.mkdir()
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.done == 4
+    assert_restores(checkpoints, 4)
+    checkpoints.close()
+    assert os.listdir(folder / "checkpoints") == ["4"]
+
+
+def test_folder_whose_checkpoints_are_all_broken_is_refused_and_left_alone(folder):
+    (folder / "checkpoints" / "6" / SEAL).unlink()
+    (folder / "checkpoints" / "4" / "state" / "manifest.ocdbt").write_bytes(b"")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(
+        ValueError, match=r"every checkpoint in .* is broken \(6: .*; 4: .*\): put a copy back, or start"
+    ):
+        Checkpoints(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_first_checkpoint_without_a_seal_is_deleted(folder, capsys):
+    """What a kill between the first save and its seal leaves; a frozen part, saved before, is saved anew."""
+    shutil.rmtree(folder / "checkpoints" / "6")
+    (folder / "checkpoints" / "4" / SEAL).unlink()
+    checkpoints = Checkpoints(folder)
+    checkpoints.close()
+    assert checkpoints.done is None and os.listdir(folder / "checkpoints") == []
+    assert "of 4 steps is broken (it was not finished): there is none before it\n" in capsys.readouterr().out
+
+
+def test_broken_frozen_part_is_refused_with_its_name(folder):
+    next((folder / "frozen").glob("**/ocdbt.process_0/d/*")).write_bytes(b"")
+    checkpoints = Checkpoints(folder)
+    with pytest.raises(
+        ValueError, match=r"run/frozen, which all checkpoints need, is broken \(.*damaged\): put a copy"
+    ):
+        checkpoints.restore(placed_shapes(state(6), {}))
+    checkpoints.close()
+
+
+def test_whole_checkpoint_of_other_shapes_is_a_misfit_and_no_damage(folder):
+    checkpoints = Checkpoints(folder)
+    with pytest.raises(ValueError, match="does not fit this config"):
+        checkpoints.restore(placed_shapes(state(6, size=60), {}))
+    checkpoints.close()
+    assert Checkpoints(folder).done == 6
+
+
+@pytest.mark.parametrize("limit", [0, 300, 20_000])
+def test_save_that_the_disk_refuses_is_one_line_and_leaves_the_checkpoint_before(folder, limit, capfd):
+    """A limit on the size of files stands for a full disk: the same write fails, halfway or at once."""
+    checkpoints = Checkpoints(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        with pytest.raises(OSError, match=f"the checkpoint of 8 steps could not be saved: {os.strerror(errno.EFBIG)}"):
+            checkpoints.save(8, state(8, size=200))
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not capfd.readouterr().err
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.done == 6
+    assert_restores(checkpoints, 6)
+    checkpoints.save(8, state(8))
+    checkpoints.close()
+    assert sorted(os.listdir(folder / "checkpoints")) == ["6", "8"]
+
+
+def test_failed_save_is_raised_by_the_next_check_without_waiting_for_the_next_save(folder, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fourreal.training.orbax.seal", full)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(8, state(8))
+    with pytest.raises(OSError, match=r"the checkpoint of 8 steps could not be saved: .*No space left"):
+        for _ in range(500):
+            checkpoints.check()
+            time.sleep(0.02)
+    assert checkpoints.done == 6
+    checkpoints.close()
