@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from fourreal.errors import UserError
 from fourreal.serialize import Kind
@@ -65,10 +65,6 @@ class Codec(Kind):
         (_, down, across), (height, width) = self.factors, value.shape[2:]
         parts = value.reshape(*value.shape[:2], height // down, down, width // across, across)
         return parts.all((3, 5))
-
-    def first_of(self, value: Shaped[np.ndarray, "v t *rest"]) -> Shaped[np.ndarray, "v u *rest"]:
-        """What a latent takes from the first of its frames."""
-        return value[:, [group[0] for group in self.groups(value.shape[1])]]
 
 
 def to_latents(codec: Codec, parameters: Any, frames: jax.Array) -> jax.Array:

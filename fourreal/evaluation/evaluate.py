@@ -43,7 +43,6 @@ from fourreal.training.state import split_params
 
 BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
 BASELINE_ROWS = BASELINES | {"optical-flow transport": flow_transport}
-GIVEN = ("view_and_time", "fixed_view", "freeze_time", "one_cell")
 SETTINGS, SCORES = "settings.json", "scores.jsonl"
 
 Rows = dict[str, list[Score]]  # row -> a score for each seed
