@@ -6,7 +6,6 @@ tokens <- tokens + Linear(patches(rays)),  zero at first, the same at all times;
 import dataclasses
 from typing import Annotated, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -89,7 +88,12 @@ class Cameras(Condition):
 
     def check(self, value: scene.Cameras, views: int, times: int) -> scene.Cameras:
         check_cameras(value, views)
-        return jax.tree.map(lambda array: np.asarray(array, np.float32), value)
+        value = scene.Cameras(*value)
+        types = scene.Cameras(np.float32, np.float32, np.float32, bool, np.int32)
+        value = scene.Cameras(*(v if v is None else np.asarray(v, kind) for v, kind in zip(value, types, strict=True)))
+        if value.reference is not None and not 0 <= value.reference < views:
+            raise UserError(f"cameras: reference is {value.reference}: expected a view from 0 to {views - 1}")
+        return value
 
     @classmethod
     def check_options(cls, options: CameraOptions) -> str:

@@ -2,7 +2,7 @@
 
 A condition is one file here, or in another package: a frozen dataclass in a model's config with a module that embeds its
 value. A value is a pytree of arrays; conditions travel as a dict of values by name through models, guidance and samplers.
-`Given` and `Context` belong to every model; the others are what `VideoDiTConfig.conditions` lists.
+The given cells and the context belong to every model; the others are what `VideoDiTConfig.conditions` lists.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ class Condition(Kind):
 
 
 def axes_of(condition: Condition, value: Any) -> Any:
-    """The leading grid axes of every array of a condition's value, as a tree of tuples' lengths: 1 b, 2 b v, 3 b v t."""
+    """The leading grid axes of every array of a condition's value, as a tree of their numbers: 1 b, 2 b v, 3 b v t."""
 
     def lead(path: tuple, _: Any) -> int:
         field = getattr(path[-1], "name", getattr(path[-1], "key", "")) if path else ""

@@ -63,7 +63,7 @@ class Hints(Condition):
         return value
 
     def default(self, known: Known) -> Float[Array, "b v t 2 h w c+1"]:
-        return grid_hints(known.frames, known.mask)
+        return grid_hints(known.frames, known.mask, known.valid)
 
 
 def nearest_given(given: Bool[Array, "*lead f"]) -> tuple[Int[Array, "*lead f"], Bool[Array, "*lead 1"]]:
@@ -74,23 +74,34 @@ def nearest_given(given: Bool[Array, "*lead f"]) -> tuple[Int[Array, "*lead f"],
     return jnp.argmin(distance, axis=-1), jnp.any(given, axis=-1, keepdims=True)
 
 
-def clip_hints(clip: Float[Array, "*lead f h w c"], given: Bool[Array, "*lead f"]) -> Float[Array, "*lead f h w c+1"]:
-    """The nearest given frame of the clip for each of its frames; last channel 1, all zeros where there is none."""
+def clip_hints(
+    clip: Float[Array, "*lead f h w c"],
+    given: Bool[Array, "*lead f"],
+    valid: Bool[Array, "*lead f h w"] | None = None,
+) -> Float[Array, "*lead f h w c+1"]:
+    """The nearest given frame of the clip for each of its frames; last channel 1 where valid, all zeros where there is none."""
     index, exists = nearest_given(given)
-    picture = jnp.take_along_axis(clip, index[..., None, None, None], axis=-4)
+    at = index[..., None, None, None]
+    picture = jnp.take_along_axis(clip, at, axis=-4)
     flag = jnp.ones_like(picture[..., :1])
+    if valid is not None:
+        flag = jnp.take_along_axis(valid[..., None].astype(clip.dtype), at, axis=-4)
     return jnp.where(exists[..., None, None, None], jnp.concatenate([picture, flag], axis=-1), 0)
 
 
-def grid_hints(grid: Float[Array, "b v t h w c"], given: Bool[Array, "b v t"]) -> Float[Array, "b v t 2 h w c+1"]:
+def grid_hints(
+    grid: Float[Array, "b v t h w c"], given: Bool[Array, "b v t"], valid: Bool[Array, "b v t h w"] | None = None
+) -> Float[Array, "b v t 2 h w c+1"]:
     """For each cell, the nearest given frames of its own view (0) and of its own time (1); last channel 1 where valid."""
-    own_time = swap_view_time(_with_borrowed(swap_view_time(grid), swap_view_time(given)))
-    return jnp.stack([_with_borrowed(grid, given), own_time], axis=3)
+    turned = (swap_view_time(grid), swap_view_time(given), None if valid is None else swap_view_time(valid))
+    return jnp.stack([_with_borrowed(grid, given, valid), swap_view_time(_with_borrowed(*turned))], axis=3)
 
 
-def _with_borrowed(clips: Float[Array, "b n f h w c"], given: Bool[Array, "b n f"]) -> Float[Array, "b n f h w c+1"]:
+def _with_borrowed(
+    clips: Float[Array, "b n f h w c"], given: Bool[Array, "b n f"], valid: Bool[Array, "b n f h w"] | None
+) -> Float[Array, "b n f h w c+1"]:
     """`clip_hints` of every clip; one without a given frame has the pictures of the nearest that has one, not the flag."""
-    hints = clip_hints(clips, given)
+    hints = clip_hints(clips, given, valid)
     lender, _ = nearest_given(jnp.any(given, axis=-1))
     pictures = jnp.take_along_axis(hints[..., :-1], lender[..., None, None, None, None], axis=1)
     return jnp.concatenate([pictures, hints[..., -1:]], axis=-1)

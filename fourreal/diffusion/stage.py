@@ -45,6 +45,7 @@ class Stage:
         noise: Float[Array, "b v u y x c"],
         conditions: Conditions | None = None,
         *,
+        valid: Bool[Array, "b v u y x"] | None = None,
         steps: int,
         branches: Sequence[Branch] = (Branch(),),
         weights: Float[Array, "branches"] | Float[Array, "rows branches"] | None = None,
@@ -58,11 +59,12 @@ class Stage:
             given: which latents are given, see `Codec.known`.
             noise: in the shape of the latents.
             conditions: by name.
+            valid: pixels of the given latents that hold what they should; None: all.
             steps: of the sampler; static.
             branches: of guidance; static.
             weights: of the branches, the same for all evaluations or one row each; None for one branch.
         """
-        known = Known(to_latents(self.codec, codec_parameters, frames), given)
+        known = Known(to_latents(self.codec, codec_parameters, frames), given, valid=valid)
         latents = self.integrate(params, known, noise, conditions, steps=steps, branches=branches, weights=weights)
         return self.codec.decode(codec_parameters, latents), jnp.isfinite(latents).all(axis=tuple(range(1, 6)))
 

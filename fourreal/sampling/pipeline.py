@@ -105,7 +105,11 @@ class GridPipeline:
         for each in seeds:
             if steps < 1 or not 0 <= each < 2**32:
                 raise UserError(f"{steps} steps, seed {each}: expected at least 1 step and a seed from 0 to 2^32 - 1")
-        told = self._told({**(conditions or {}), "text": text, "cameras": cameras}, *frames.shape[:2])
+        told = dict(conditions or {})
+        for name, value in (("text", text), ("cameras", cameras)):
+            if value is not None and told.setdefault(name, value) is not value:
+                raise UserError(f"{name} is given twice, by itself and in conditions: give it once")
+        told = self._told(told, *frames.shape[:2])
         sampler = Sampler.named(method)() if isinstance(method, str) else method
         branches, weights = scale_branches(guidance_scale)
         known = np.where(given[..., None, None, None], frames, 0)[None]

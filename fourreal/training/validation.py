@@ -55,7 +55,8 @@ def make_validation(
     def sample(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(the sampled grids, the true ones), in pixels."""
         frames = batch["frames"]
-        sampled, _ = stage(params, codec, frames, batch["given"], noise, batch["conditions"], steps=STEPS)
+        told = batch["conditions"]
+        sampled, _ = stage(params, codec, frames, batch["given"], noise, told, valid=batch.get("valid"), steps=STEPS)
         return sampled, frames if frames.dtype == jnp.uint8 else config.codec.decode(codec, frames)
 
     losses, sample = (jax.jit(function, out_shardings=whole) for function in (losses, sample))

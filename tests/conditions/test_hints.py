@@ -60,3 +60,17 @@ def test_null_is_what_nothing_given_shows():
     x, given = jnp.asarray(ranks(1, 2, 3, 2, 2, 3) + 1), jnp.zeros((1, 2, 3), bool)
     nothing = grid_hints(x, given)
     np.testing.assert_array_equal(Hints().null(nothing + 1), nothing)
+
+
+def test_validity_of_a_hint_is_that_of_the_pixels_of_the_frame_it_shows():
+    rng = np.random.default_rng(3)
+    frames, valid = rng.normal(size=(2, 2, 3, 2, 2, 3)).astype(np.float32), rng.random((2, 2, 3, 2, 2)) < 0.5
+    given = np.zeros((2, 2, 3), bool)
+    given[:, 0] = given[:, :, 0] = True
+    hints = np.asarray(Hints().default(Known(jnp.asarray(frames), jnp.asarray(given), valid=jnp.asarray(valid))))
+    for b, v, t in np.ndindex(2, 2, 3):
+        own_view = (b, v, nearest(given[b, v], t))
+        own_time = (b, nearest(given[b, :, t], v), t)
+        for slot, cell in enumerate((own_view, own_time)):
+            np.testing.assert_array_equal(hints[b, v, t, slot, ..., :3], frames[cell])
+            np.testing.assert_array_equal(hints[b, v, t, slot, ..., 3], valid[cell])

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fourreal import cli
 from fourreal.checkpoints import specs as checkpoints
@@ -273,3 +274,18 @@ def test_a_wide_grid_of_other_numbers_is_sampled_from_the_command_line(tmp_path,
         np.testing.assert_array_equal(grid[0], video)
         np.testing.assert_array_equal(grid[:, 0], orbit)
     assert (one[1:, 1:] != other[1:, 1:]).any()
+
+
+@pytest.mark.slow
+def test_cameras_of_the_command_line_reach_the_model(tmp_path, monkeypatch):
+    """The bundled model, one picture: what it makes of the other views depends on where they are said to stand."""
+    monkeypatch.chdir(tmp_path)
+    frames = np.load(sorted(inputs.GRIDS.glob("*.npz"))[0])["frames"]
+    Image.fromarray(frames[0, 0]).save("photo.png")
+    grids = {}
+    for name, options in (("near", "orbit:10"), ("far", "orbit:60"), ("same", "orbit:60"), ("none", None)):
+        told = () if options is None else ("--trajectory", options)
+        assert sample("--image", "photo.png", "--num-times", "1", "--steps", "1", "--out", name, *told) == 0
+        grids[name] = np.load(tmp_path / name / "grid.npz")["frames"]
+    np.testing.assert_array_equal(grids["far"], grids["same"])
+    assert (grids["far"][1:] != grids["near"][1:]).any() and (grids["far"][1:] != grids["none"][1:]).any()

@@ -141,6 +141,16 @@ def test_cameras_change_what_is_sampled_and_a_model_without_them_refuses(pipe):
     told = GridPipeline(spec, jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh))
     cameras = trajectory("orbit:90", 3, (8, 8))
     without, along = told(FRAMES, GIVEN, steps=2), told(FRAMES, GIVEN, steps=2, cameras=cameras)
+    by_name = told(FRAMES, GIVEN, steps=2, conditions={"cameras": cameras})
+    np.testing.assert_array_equal(by_name, along)
+    seen = told(FRAMES, GIVEN, steps=2, cameras=cameras._replace(known=np.array(False)))
+    np.testing.assert_array_equal(seen, without)
+    other = told(FRAMES, GIVEN, steps=2, cameras=cameras._replace(focus=None, reference=1))
+    assert (other != along).any()
+    with pytest.raises(ValueError, match="reference is 3: expected a view from 0 to 2"):
+        told(FRAMES, GIVEN, steps=2, cameras=cameras._replace(reference=3))
+    with pytest.raises(ValueError, match="given twice"):
+        told(FRAMES, GIVEN, steps=2, cameras=cameras, conditions={"cameras": trajectory("orbit", 3, (8, 8))})
     assert (without[~GIVEN] != along[~GIVEN]).any()
     np.testing.assert_array_equal(along[GIVEN], FRAMES[GIVEN])
     with pytest.raises(ValueError, match=r"expected \[3, 3, 3\], one a view"):
