@@ -292,7 +292,7 @@ def test_missing_cells_are_noise_at_sigma_1_and_invalid_pixels_noise_and_neither
     assert (by_output[unknown] != 0).all() and not by_output[~unknown].any()
     forward = jax.jit(make_forward(split_model(config.model, config.grid)[0]))
     shown = np.where((valid & given[..., None, None])[..., None], x0, 0)
-    hints = {"hints": Hints().default(Known(shown, given))}
+    hints = {"hints": Hints().default(Known(shown, given, valid=valid))}
     out = forward(state()["params"], x, sigma, given, hints)
     error = (x - out) / np.maximum(sigma, 0.05)[..., None, None, None] - (eps - x0)
     expected = [np.mean(np.square(error[b][unknown[b]])) for b in range(BATCH)]
