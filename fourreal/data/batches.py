@@ -24,7 +24,7 @@ from fourreal.codecs import Codec, PixelCodec
 from fourreal.conditions import Condition
 from fourreal.data.masks import CutMix, MaskMix, sample_given
 from fourreal.data.source import Scenes, Source
-from fourreal.data.sources.records import Records
+from fourreal.data.sources import Records
 from fourreal.errors import UserError
 from fourreal.grid import even_cut
 from fourreal.scene import Cut, Scene

@@ -36,7 +36,7 @@ class Source(Kind):
     @classmethod
     def from_text(cls, text: str) -> "Source":
         """As a command line names it: `NAME:field=value,...`, or the folder of a data set."""
-        from fourreal.data.sources.records import Records  # the default, which knows this base
+        from fourreal.data.sources import Records  # they know this base
 
         name = text.partition(":")[0]
         if any(name == each.kind for each in Source.kinds()):

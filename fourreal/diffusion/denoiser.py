@@ -8,6 +8,7 @@ invalid pixel of a given cell stays noise. It is differentiable in everything bu
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,22 @@ from fourreal.diffusion.flow import clean
 from fourreal.errors import UserError
 from fourreal.grid import Cells, Known, cell_sigma, shown
 from fourreal.models.build import Params, make_forward, split_model
+from fourreal.models.fusions import Probe
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.streams import check_noised
 from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.nn.kernels import XLA, Kernel
 
 Sigma = Float[Array, ""] | Float[Array, "b"] | Float[Array, "b v t"]
+
+
+class Heads(NamedTuple):
+    """A model's raw output, and that of each of its streams."""
+
+    readout: Float[Array, "b v t h w c"]
+    streams: dict[str, Float[Array, "b v t h w c"]]
+    observed: Any
+    """what the probe observed, with a leading layer axis"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +84,30 @@ class Denoiser:
         cells: Cells | None = None,
     ) -> tuple[Float[Array, "b v t h w c"], Float[Array, "b v t h w c"], Float[Array, "b v t"]]:
         """(the model's raw output, the x and the noise level of every cell that it saw); what a loss is made of."""
+        x, sigma, conditions = self._inputs(x, sigma, known, conditions)
+        return make_forward(self.graph)(params, x, sigma, known.mask, conditions, cells), x, sigma
+
+    def heads(
+        self,
+        params: Params,
+        x: Float[Array, "b v t h w c"],
+        sigma: Sigma,
+        known: Known,
+        conditions: Conditions | None = None,
+        cells: Cells | None = None,
+        probe: Probe = Probe(),
+    ) -> tuple[Heads, Float[Array, "b v t h w c"], Float[Array, "b v t"]]:
+        """The same of every stream by itself, with what a probe observed."""
+        x, sigma, conditions = self._inputs(x, sigma, known, conditions)
+        model = nnx.merge(self.graph, nnx.State(params))
+        outputs, observed = model.heads(x, sigma, known.mask, conditions, cells, probe)
+        chosen = outputs.get(model.config.readout, sum(outputs.values()) / len(outputs))
+        return Heads(chosen, outputs, observed), x, sigma
+
+    def _inputs(
+        self, x: jax.Array, sigma: Sigma, known: Known, conditions: Conditions | None
+    ) -> tuple[jax.Array, jax.Array, Conditions]:
+        """(x with what is known, the noise level of every cell, all conditions): what the model sees."""
         check_noised(x, sigma)
         check_known(x, known)
         sigma = cell_sigma(sigma, known.mask)
@@ -82,8 +117,7 @@ class Denoiser:
         if known.valid is not None:
             put = put & known.valid[..., None]
         x = jnp.where(put, known.frames, x)
-        conditions = complete(self.conditions, conditions or {}, shown(known))
-        return make_forward(self.graph)(params, x, sigma, known.mask, conditions, cells), x, sigma
+        return x, sigma, complete(self.conditions, conditions or {}, shown(known))
 
 
 def make_denoiser(base: VideoDiTConfig, grid: GridDiTConfig, kernel: Kernel = XLA) -> Denoiser:

@@ -4,8 +4,9 @@
     prediction u:   u = output
     prediction x0:  u = (x_sigma - output) / max(sigma, 0.05)
 
-The loss is |u - (eps - x0)|^2 over unknown cells and valid pixels, averaged over each example's own unknown pixels and then
-over the batch, so that accumulated or sharded batches give the mean of one big batch.
+The loss is |u - (eps - x0)|^2, or less of it at low noise (`LossConfig`), over unknown cells and valid pixels, averaged over
+each example's own unknown pixels and then over the batch, so that accumulated or sharded batches give the mean of one big
+batch.
 """
 
 import dataclasses
@@ -32,12 +33,38 @@ class SigmaConfig:
     """standard deviation of logit(sigma)"""
     shift: float = 1.0
     """s in sigma <- s sigma / (1 + (s - 1) sigma), applied in training and in sampling; above 1: more noise"""
+    pure: float = 0.0
+    """share of the examples at sigma 1, whatever the distribution says: pure noise, from which sampling starts"""
 
     def __post_init__(self):
         if self.distribution not in ("logit_normal", "uniform"):
             raise UserError(f"distribution '{self.distribution}': expected logit_normal or uniform")
         if self.std <= 0 or self.shift <= 0:
             raise UserError(f"std {self.std}, shift {self.shift}: both must be above 0")
+        if not 0 <= self.pure <= 1:
+            raise UserError(f"sigma.pure is {self.pure}: give a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What a training minimises; the defaults are the plain loss of the readout."""
+
+    most: float | None = None
+    """largest weight of the squared error of x0: min(1 / sigma^2, this), so 1 is the plain error of x0; none: 1 / sigma^2,
+    the squared error of the velocity"""
+    heads: float = 0.0
+    """weight of the mean loss of the streams' own heads, beside the loss of the readout"""
+    gap: float = 0.0
+    """weight of the squared distance between the two streams, relative to their own squares, mean over the layers"""
+    gap_weight: Literal["even", "depth", "clean"] = "even"
+    """even; depth: it grows with the layer from 1 / layers to 1; clean: 1 - sigma, so streams agree as the noise goes"""
+
+    def __post_init__(self):
+        if self.most is not None and self.most <= 0:
+            raise UserError(f"loss.most is {self.most}: give a number above 0, or none")
+        for name in ("heads", "gap"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loss.{name} is {getattr(self, name)}: give 0 or more")
 
 
 def shift_sigma(sigma: jax.Array, shift: float) -> jax.Array:
@@ -51,7 +78,10 @@ def sample_sigma(key: jax.Array, config: SigmaConfig) -> Float[Array, ""]:
         sigma = jax.random.uniform(key)
     else:
         sigma = jax.nn.sigmoid(config.mean + config.std * jax.random.normal(key))
-    return jnp.maximum(shift_sigma(sigma, config.shift), SIGMA_FLOOR)
+    sigma = jnp.maximum(shift_sigma(sigma, config.shift), SIGMA_FLOOR)
+    if config.pure:
+        sigma = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1), config.pure), 1.0, sigma)
+    return sigma
 
 
 def per_cell(sigma: Float[Array, "*cells"]) -> Float[Array, "*cells 1 1 1"]:
@@ -93,7 +123,24 @@ def flow_loss(
     left_out: Bool[Array, "b *cells"],
     prediction: str,
     valid: Bool[Array, "b *cells h w"] | None = None,
+    most: float | None = None,
 ) -> Float[Array, "b"]:
-    """The loss of each example; cells that are left out (given or missing) and invalid pixels get no gradient."""
-    error = velocity(output, x, sigma, prediction) - (eps - x0)
-    return masked_mean(jnp.square(error), left_out, valid)
+    """The loss of each example; cells that are left out (given or missing) and invalid pixels get no gradient.
+
+    `most`: see `LossConfig`.
+    """
+    error = jnp.square(velocity(output, x, sigma, prediction) - (eps - x0))
+    if most is not None:
+        error = error * jnp.minimum(1.0, most * jnp.square(per_cell(sigma)))
+    return masked_mean(error, left_out, valid)
+
+
+def stream_gap(
+    view: Float[Array, "b v t s d"], time: Float[Array, "b v t s d"], weight: Float[Array, "b v t"] | float
+) -> Float[Array, "b"]:
+    """|view - time|^2 / ((|view|^2 + |time|^2) / 2) of every cell, weighted, mean over an example's cells.
+
+    The denominator gets no gradient: streams shall agree, not grow.
+    """
+    apart, size = (jnp.mean(x, axis=(-1, -2)) for x in (jnp.square(view - time), jnp.square(view) + jnp.square(time)))
+    return jnp.mean(weight * apart / (jax.lax.stop_gradient(size) / 2 + 1e-12), axis=(1, 2))

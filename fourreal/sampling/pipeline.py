@@ -109,7 +109,7 @@ class GridPipeline:
         for name, value in (("text", text), ("cameras", cameras)):
             if value is not None and told.setdefault(name, value) is not value:
                 raise UserError(f"{name} is given twice, by itself and in conditions: give it once")
-        told = self._told(told, *frames.shape[:2])
+        told = self.told(told, *frames.shape[:2])
         sampler = Sampler.named(method)() if isinstance(method, str) else method
         branches, weights = scale_branches(guidance_scale)
         known = np.where(given[..., None, None, None], frames, 0)[None]
@@ -146,7 +146,7 @@ class GridPipeline:
             raise UserError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
         check_shape(self.config, *frames.shape[:2], frames.shape[2:4])
 
-    def _told(self, conditions: Conditions, views: int, times: int) -> Conditions:
+    def told(self, conditions: Conditions, views: int, times: int) -> Conditions:
         """The conditions of one grid, checked, with a batch axis."""
         listed = {condition.name: condition for condition in self.config.model.conditions}
         told = {}

@@ -14,9 +14,10 @@ from typing import Literal, TypeVar
 from fourreal.checkpoints.upgrade import KEY, VERSION, version_of
 from fourreal.codecs import Codec, PixelCodec
 from fourreal.data.batches import PipelineConfig
-from fourreal.diffusion.flow import SigmaConfig
+from fourreal.diffusion.flow import LossConfig, SigmaConfig
 from fourreal.errors import MissingFile, UserError
 from fourreal.models.fusions import Base
+from fourreal.models.fusions.two_streams import TwoStreams
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.nn.kernels import AttentionConfig
@@ -48,6 +49,8 @@ class TrainConfig:
     """between pixels and what the model works on"""
     sigma: SigmaConfig = SigmaConfig()
     """noise levels"""
+    loss: LossConfig = LossConfig()
+    """what is minimised"""
     optim: OptimConfig = OptimConfig()
     """optimizer and schedule"""
     mesh: MeshConfig = MeshConfig()
@@ -94,6 +97,11 @@ class TrainConfig:
             raise UserError(f"watchdog_minutes is {self.watchdog_minutes}: give 0 or more")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}: give 0 to 2^32 - 1")
+        if self.loss.gap and not isinstance(self.grid.make_fusion(), TwoStreams):
+            raise UserError(
+                f"loss.gap is {self.loss.gap} with grid.fusion {self.grid.fusion}: it is the distance of two streams, "
+                "give 0 or a fusion of two"
+            )
         if isinstance(self.grid.make_fusion(), Base):
             if self.trains != "all":
                 raise UserError(f"trains is '{self.trains}' with grid.fusion base: the base on clips trains 'all'")

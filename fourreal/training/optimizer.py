@@ -1,6 +1,7 @@
 """AdamW with warm-up and cosine decay, clipping, accumulation and an average of the parameters, all from optax."""
 
 import dataclasses
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import optax
 
 from fourreal.errors import UserError
 from fourreal.models.build import Params
+from fourreal.parallel.layout import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +20,8 @@ class OptimConfig:
     """peak learning rate"""
     warmup: int = 50
     """steps of linear warm-up"""
+    sync_lr: float | None = None
+    """peak learning rate of the sync layers and their projection of sigma; none: that of the others"""
     final_lr: float = 0.02
     """learning rate at the end, as a share of the peak"""
     weight_decay: float = 0.01
@@ -36,8 +40,8 @@ class OptimConfig:
     """decay of the parameters' average, at most (1 + n) / (10 + n) after n updates"""
 
     def __post_init__(self):
-        for name in ("lr", "clip"):
-            if getattr(self, name) <= 0:
+        for name in ("lr", "clip", "sync_lr"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: give a number above 0")
         for name in ("final_lr", "beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) <= 1:
@@ -60,13 +64,19 @@ def learning_rate(config: OptimConfig, steps: int):
     )
 
 
-def make_optimizer(config: OptimConfig, steps: int):
-    """The optax transformation for a run of `steps` steps."""
+def make_optimizer(config: OptimConfig, steps: int, table: Table = MappingProxyType({})):
+    """The optax transformation for a run of `steps` steps; `table` tells which parameters are those of the sync layers."""
 
     def decayed(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
-    chain = optax.chain(
+    def of_sync(params: Params) -> Params:
+        def group(path: tuple, _: jax.Array) -> str:
+            return table[jax.tree_util.keystr(path, simple=True, separator=".")].group
+
+        return jax.tree_util.tree_map_with_path(lambda *at: group(*at) == "sync", params)
+
+    parts = [
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
             learning_rate(config, steps),
@@ -75,7 +85,10 @@ def make_optimizer(config: OptimConfig, steps: int):
             weight_decay=config.weight_decay,
             mask=decayed,
         ),
-    )
+    ]
+    if config.sync_lr is not None:
+        parts.append(optax.masked(optax.scale(config.sync_lr / config.lr), of_sync))
+    chain = optax.chain(*parts)
     return optax.MultiSteps(chain, config.accumulate) if config.accumulate > 1 else chain
 
 

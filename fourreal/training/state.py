@@ -45,12 +45,13 @@ def join_params(trained: Params, frozen: Params) -> Params:
 
 def fresh_state(params: Params, config: TrainConfig) -> State:
     """The state before step 0."""
-    trained, frozen = split_params(params, model_table(config.model, config.grid), config.trains)
+    table = model_table(config.model, config.grid)
+    trained, frozen = split_params(params, table, config.trains)
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": trained,
         "frozen": frozen,
         "codec": config.codec.parameters(),
         "ema": jax.tree.map(jnp.copy, trained),
-        "opt": make_optimizer(config.optim, config.steps).init(trained),
+        "opt": make_optimizer(config.optim, config.steps, table).init(trained),
     }

@@ -2,7 +2,7 @@
 
     noise, sigma of example i  = random numbers keyed by (seed, purpose, step, place in the global batch)
     x                          = (1 - sigma) x0 + sigma eps, clean where given, noise where missing or invalid
-    loss                       = see diffusion/flow.py, over unknown cells
+    loss                       = see diffusion/flow.py, over unknown cells; as its weights say, of every head, and the gap
 
 A step whose loss or gradient is not finite changes nothing but the step number; the loop sees it in the metrics and stops.
 """
@@ -19,8 +19,8 @@ from fourreal.conditions.condition import axes_of, complete, drop_examples
 from fourreal.diffusion import flow
 from fourreal.diffusion.denoiser import Denoiser
 from fourreal.grid import Known, cell_sigma, shown
-from fourreal.models.build import Params
-from fourreal.models.fusions import Fusion
+from fourreal.models.build import Params, model_table
+from fourreal.models.fusions import Fusion, Probe
 from fourreal.parallel.activations import split_examples
 from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import make_optimizer, update_average
@@ -65,6 +65,7 @@ def batch_loss(
     examples: dict[str, Any],
     sigma: jax.Array,
     eps: jax.Array,
+    loss: flow.LossConfig = flow.LossConfig(),
 ) -> jax.Array:
     """The loss of each example at one noise level an example; x0 are clean latents, `examples` the rest of a batch."""
     recorded = recorded_pixels(examples)
@@ -77,8 +78,23 @@ def batch_loss(
     if recorded is not None:
         x = jnp.where(recorded, x, eps)
     left_out = known.mask if known.exists is None else known.mask | ~known.exists
-    output, x, level = denoiser.output(params, x, sigma, known, conditions)
-    return flow.flow_loss(output, x, x0, eps, level, left_out, denoiser.prediction, known.valid)
+
+    def of(output: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
+        return flow.flow_loss(output, x, x0, eps, level, left_out, denoiser.prediction, known.valid, loss.most)
+
+    if not loss.heads and not loss.gap:
+        return of(*denoiser.output(params, x, sigma, known, conditions))
+    weight = 1 - cell_sigma(sigma, known.mask) if loss.gap_weight == "clean" else 1.0
+    probe = Probe(observe=lambda streams: flow.stream_gap(**streams, weight=weight)) if loss.gap else Probe()
+    heads, x, level = denoiser.heads(params, x, sigma, known, conditions, probe=probe)
+    total = of(heads.readout, x, level)
+    if loss.heads:
+        total += loss.heads * sum(of(head, x, level) for head in heads.streams.values()) / len(heads.streams)
+    if loss.gap:
+        layers = len(heads.observed)
+        depth = (jnp.arange(layers) + 1) / layers if loss.gap_weight == "depth" else jnp.ones(layers)
+        total += loss.gap * jnp.mean(depth[:, None] * heads.observed, axis=0)
+    return total
 
 
 def recorded_pixels(examples: dict[str, Any]) -> jax.Array | None:
@@ -109,7 +125,7 @@ def in_parts(
 
 def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State, dict], tuple[State, dict]]:
     """The step as a function of (state, inputs), the inputs those of `step_inputs`."""
-    optimizer = make_optimizer(config.optim, config.steps)
+    optimizer = make_optimizer(config.optim, config.steps, model_table(config.model, config.grid))
 
     def train_step(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         frames = batch["frames"]
@@ -123,7 +139,7 @@ def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State,
         def mean_loss(trained: Params, part: dict[str, Any]) -> jax.Array:
             x0 = to_latents(config.codec, state["codec"], part["frames"])
             params = join_params(trained, state["frozen"])
-            return jnp.mean(batch_loss(denoiser, params, x0, part, part["sigma"], part["eps"]))
+            return jnp.mean(batch_loss(denoiser, params, x0, part, part["sigma"], part["eps"], config.loss))
 
         examples = {**batch, "sigma": sigma, "eps": eps}
         loss, gradient = in_parts(jax.value_and_grad(mean_loss), config, state["params"], examples)

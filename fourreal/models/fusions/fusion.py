@@ -75,6 +75,10 @@ class Run:
         """A message as the probe lets it through."""
         return message if self.probe.exchange is None else self.probe.exchange(message, self.layer, stream)
 
+    def added(self, x: Array, y: Array, stream: str) -> Array:
+        """y, a block's output for x, where the message is what the block adds."""
+        return y if self.probe.exchange is None else x + self.changed(y - x, stream)
+
     def clip_block(
         self, six: Array, positions: Any, attention: Callable = clip_attention
     ) -> Callable[["Block", Array], Array]:

@@ -14,7 +14,7 @@ from fourreal.parallel.activations import place, swap_view_time
 
 @dataclasses.dataclass(frozen=True)
 class Sequential(OneStream):
-    """The two axes in turns. What crosses is the stream itself, sent to the view axis and back."""
+    """The two axes in turns. What crosses is what either axis' block adds to the stream that the other goes on from."""
 
     kind = "sequential"
 
@@ -27,6 +27,8 @@ class Sequential(OneStream):
 
     def layer(self, carry: Float[Array, "b v t s d"], block: Any, sync: Any, run: Run) -> tuple[Array, Any]:
         over_views, over_times = run.shared
-        x = self.add(sync, carry, run.send(over_views(block, run.send(carry, "time")), "view"), run, VIEW)
-        x = place(self.add(sync, x, over_times(block, x), run, TIME))
+        by_time = swap_view_time(carry)
+        y = swap_view_time(run.added(by_time, over_views(block, by_time), "view"))
+        x = self.add(sync, carry, y, run, VIEW)
+        x = place(self.add(sync, x, run.added(x, over_times(block, x), "time"), run, TIME))
         return x, run.observed(stream=x)
