@@ -31,7 +31,7 @@ VERBS = {
     "ablate": (
         "fourreal.evaluation.ablation.command",
         "Ablate",
-        "compare fusions: fourreal ablate configs/ablation.py",
+        "compare fusions: fourreal ablate configs/shift_and_roll.py",
     ),
     "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
     "data build": ("fourreal.data.render.pack", "BuildPack", "build the pack of animated assets from game data"),

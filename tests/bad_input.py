@@ -45,7 +45,7 @@ from fourreal.training.config import load_config
 from fourreal.evaluation.ablation.arms import AblationConfig
 from fourreal.training.optimizer import OptimConfig
 
-CONFIG = AblationConfig(dataclasses.replace(load_config("config.py"), optim=OptimConfig(final_lr=1.0)))
+CONFIG = AblationConfig(dataclasses.replace(load_config("config.py"), name="ablation", optim=OptimConfig(final_lr=1.0)))
 """
 
 

@@ -346,8 +346,8 @@ BREAKS = [
     ),
     Break(
         "models/fusions/sequential.py",
-        "over_times(block, x), run, TIME)",
-        "over_times(block, x), run, VIEW)",
+        '"time"), run, TIME)',
+        '"time"), run, VIEW)',
         GRID_DIT + "matched_control_adds_a_linear_map_of_a_blocks_input_and_output[sequential]",
     ),
     Break(
@@ -677,14 +677,14 @@ BREAKS = [
     ),
     Break(
         "evaluation/ablation/report.py",
-        "budget = min(",
-        "budget = max(",
-        ABLATION + "equal_flops_are_those_of_the_cheapest_run_and_scores_are_read_between_evaluations",
+        'whole["kept"]) - np.array(whole[change])',
+        'whole[change]) - np.array(whole["kept"])',
+        ABLATION + "messages_are_worth_what_a_grid_loses_by_another_scenes_at_the_highest_noise",
     ),
     Break(
         "evaluation/ablation/grid_scores.py",
-        "cell_noise(seed, frames.shape",
-        "cell_noise(0 * seed, frames.shape",
+        "cell_noise(index, views",
+        "cell_noise(0 * index, views",
         ABLATION + "noise_of_a_test_grid_is_its_own_and_the_same_for_every_arm",
     ),
     # bad input

@@ -138,7 +138,8 @@ class Batches:
 
         Views and times start at 0 with the largest stride that fits; view 0 and time 0 are given (with one view or one time,
         the first cell). Where no grids are cut each batch comes twice, as fixed-view videos of view 0 and as freeze-time
-        videos of time 0. Nothing is dropped. `weight` float32 [b] is 1, and 0 for the repeats that fill the last batch.
+        videos of time 0. Nothing is dropped. `weight` float32 [b] is 1, and 0 for the repeats that fill the last batch;
+        `subject` bool [b v t h w] are the pixels of the scenes' subjects, where the source knows them.
 
         Raises UserError where the split has fewer than `count` scenes.
         """
@@ -158,7 +159,8 @@ class Batches:
                 for scene in found:
                     recorded = self._recorded(scenes, scene)
                     given = _firsts(*self._cells(scene)) & recorded.get("exists", True)
-                    examples.append(self._example(scene, given, recorded, None))
+                    subject = {name: scene.more[name] for name in ("subject",) if name in scene.more}
+                    examples.append(self._example(scene, given, recorded, None) | subject)
                 yield _stack(examples) | {"weight": weight}
 
     def open(self, split: str) -> Scenes:

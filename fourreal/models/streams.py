@@ -73,7 +73,7 @@ def run_grid(
     def layer(carry: Any, number: jax.Array | None, block: nnx.Module, sync: nnx.Module | None) -> tuple[Any, Any]:
         return fusion.layer(carry, block, sync, dataclasses.replace(run, layer=number))
 
-    numbers = None if probe.exchange is None else jnp.arange(base.config.depth)
+    numbers = jnp.arange(base.config.depth) if probe.exchange is not None or fusion.numbered else None
     carry, observed = base.run_layers(layer, fusion.start(x, run), (numbers, base.blocks, sync))
     heads = fusion.finish(carry, run)
     return Result(base, grid, jnp.concatenate(pictures, axis=3) if pictures else None, heads, observed)

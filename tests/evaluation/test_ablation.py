@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache
 
+from fourreal.checkpoints.specs import RUN_WEIGHTS
+from fourreal.checkpoints.weights import read_weights
 from fourreal.cli import parse
 from fourreal.conditions import Hints
 from fourreal.data.batches import Batches, PipelineConfig
@@ -18,17 +21,14 @@ from fourreal.data.masks import MaskMix
 from fourreal.data.source import Source
 from fourreal.diffusion.stage import Stage
 from fourreal.evaluation.ablation import command
-from fourreal.evaluation.ablation.arms import ARMS, AblationConfig
+from fourreal.evaluation.ablation.arms import ARMS, AblationConfig, changed, parse_arm
 from fourreal.evaluation.ablation.command import Ablate, ablate
-from fourreal.evaluation.ablation.grid_scores import make_scorer
-from fourreal.evaluation.ablation.report import (
-    Arm,
-    best_learning_rate,
-    equal_flops_steps,
-    write_report,
-)
+from fourreal.evaluation.ablation.files import file_stem
+from fourreal.evaluation.ablation.grid_scores import Scorer, reference_scores
+from fourreal.evaluation.ablation.report import Arm, best_learning_rate, write_report
+from fourreal.metrics.pixels import psnr
 from fourreal.models import VideoDiTConfig
-from fourreal.scene import Cameras, Scene
+from fourreal.scene import Cameras, Cut, Scene
 from fourreal.training.config import TrainConfig, load_config
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.state import fresh_state
@@ -92,7 +92,10 @@ CONFIG = AblationConfig(
     base_steps=2,
     base_batch=2,
     test_grids=3,
+    probe_grids=2,
+    sampling=(1, 2),
 )
+NAME = CONFIG.train.name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,7 +136,7 @@ def unbroken(compiled_once, tmp_path_factory) -> Path:
 
 
 def record(folder: Path, arm: str = ARM) -> dict:
-    (run,) = json.loads((folder / "docs" / "ablation" / f"{arm}.json").read_text())["runs"]
+    (run,) = json.loads((folder / "docs" / NAME / f"{file_stem(arm)}.json").read_text())["runs"]
     return run
 
 
@@ -142,31 +145,38 @@ def test_finished_arm_has_a_file_with_settings_costs_curve_and_scores_of_every_t
     assert (run["settings"]["trains"], run["settings"]["grid"]["fusion"]) == ("all", "none")
     assert run["settings"]["data"]["unit_share"] == 0.5 and len(run["units"]) == 2
     assert run["versions"]["jax"] == jax.__version__ and run["trained_parameters"] > 0
-    assert [list(point) for point in run["curve"]] == [["step", "mean"], ["step", "mean", "time", "view"]]
+    assert [list(point) for point in run["curve"]] == [
+        ["step", "mean"],
+        ["step", "mean", "time", "view", "2 steps", "losses", "probe"],
+    ]
+    last = run["curve"][-1]
+    assert set(last["losses"]) == {"0.7", "0.9", "1"} and all(loss > 0 for loss in last["losses"].values())
+    assert last["2 steps"]["all"] != last["mean"]["all"]
+    assert {row["what"] for row in last["probe"]["rows"]} == {"messages", "hints"}  # `none` sends none: kept alone
+    assert {row["change"] for row in last["probe"]["rows"] if row["what"] == "messages"} == {"kept"}
     assert [point["step"] for point in run["curve"]] == [2, 3]
     assert all(len(point["mean"]["moving"]) == CONFIG.test_grids for point in run["curve"])
     assert len(run["validation"]) == 2 and "loss_sigma_0.5" in run["validation"][-1]
     base = record(unbroken, "base")
     assert len(base["units"]) == 4 and base["frozen_parameters"] == 0
-    assert all(len(scores["all"]) == CONFIG.test_grids for scores in base["copies"].values())
+    assert all(len(scores["all"]) == CONFIG.test_grids for scores in base["references"].values())
 
 
-def test_report_compares_every_arm_with_soft_grid_by_grid_and_shows_its_plot(unbroken, tmp_path):
+def test_report_compares_every_arm_with_none_grid_by_grid_and_shows_its_plot(unbroken, tmp_path):
     """The arm that was trained, and a soft one whose grids are all 1 dB better."""
-    files = tmp_path / "ablation"
-    shutil.copytree(unbroken / "docs" / "ablation", files)
-    assert "**Preliminary**" in (unbroken / "docs" / "ablation.md").read_text()
+    files = tmp_path / "report"
+    shutil.copytree(unbroken / "docs" / NAME, files)
     run = record(unbroken)
     run["settings"]["grid"]["fusion"] = "soft"
     for point in run["curve"]:
-        for scores in (value for value in point.values() if isinstance(value, dict)):
+        for scores in (point[name] for name in ("mean", "time", "view", "2 steps") if name in point):
             scores |= {name: [value and value + 1 for value in values] for name, values in scores.items()}
     (files / "all-soft.json").write_text(json.dumps({"arm": "all-soft", "runs": [run]}))
-    text = write_report(files, tmp_path / "ablation.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| all | none |")]
-    assert len(rows) == 3  # equal steps, equal FLOPs, readouts
-    assert all("| -1.00 |" in row for row in rows[:2])  # too few grids for an interval
-    assert "](ablation/units0.5.svg)" in text and (files / "units0.5.svg").read_text().startswith("<svg")
+    text = write_report(files, tmp_path / "report.md").read_text()
+    (row, _) = (line for line in text.splitlines() if line.startswith("| soft |"))  # scores, readouts
+    assert "| +1.00 |" in row  # too few grids for an interval
+    plot = files / "all-units0.5.svg"
+    assert f"]({files.name}/{plot.name})" in text and plot.read_text().startswith("<svg")
 
 
 class Watched:
@@ -211,7 +221,7 @@ def test_noise_of_a_test_grid_is_its_own_and_the_same_for_every_arm(monkeypatch)
 
     monkeypatch.setattr(Stage, "__call__", sample)
     for arm in ("all-fused", "sync-soft"):
-        make_scorer(CONFIG.runs(arm)[0], count=3)({}, "mean")
+        Scorer(CONFIG.runs(arm)[0], 3).sampled({}, 1)
     jax.effects_barrier()
     ours, theirs = np.concatenate(seen[:2]), np.concatenate(seen[2:])
     np.testing.assert_array_equal(ours, theirs)
@@ -223,7 +233,7 @@ def test_finished_runs_are_not_trained_again(unbroken, monkeypatch):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(command, "train_run", refuse)
-    ablate(CONFIG, unbroken / "runs", unbroken / "docs" / "ablation", StopAfter())
+    ablate(CONFIG, unbroken / "runs" / NAME, unbroken / "docs" / NAME, StopAfter())
 
 
 @pytest.mark.parametrize(
@@ -236,14 +246,14 @@ def test_finished_runs_are_not_trained_again(unbroken, monkeypatch):
 def test_file_of_other_settings_is_refused(unbroken, changed, text):
     with pytest.raises(ValueError, match=text):
         config = dataclasses.replace(CONFIG, **changed)
-        ablate(config, unbroken / "runs", unbroken / "docs" / "ablation", StopAfter())
+        ablate(config, unbroken / "runs" / NAME, unbroken / "docs" / NAME, StopAfter())
 
 
 def test_stopped_arm_goes_on_as_if_it_never_stopped(unbroken, tmp_path):
-    files = tmp_path / "docs" / "ablation"
-    shutil.copytree(unbroken / "runs" / "base", tmp_path / "runs" / "base")
+    files = tmp_path / "docs" / NAME
+    shutil.copytree(unbroken / "runs" / NAME / "base", tmp_path / "runs" / "base")
     files.mkdir(parents=True)
-    shutil.copy(unbroken / "docs" / "ablation" / "base.json", files)
+    shutil.copy(unbroken / "docs" / NAME / "base.json", files)
     ablate(CONFIG, tmp_path / "runs", files, StopAfter(2))
     assert [file.stem for file in files.iterdir()] == ["base"]
     ablate(CONFIG, tmp_path / "runs", files, StopAfter())
@@ -252,9 +262,9 @@ def test_stopped_arm_goes_on_as_if_it_never_stopped(unbroken, tmp_path):
 
 def test_stopped_base_goes_on_before_any_arm_starts_from_it(unbroken, tmp_path):
     """Its file comes with the repository, its weights are written at every save: neither says that it is trained."""
-    files = tmp_path / "docs" / "ablation"
+    files = tmp_path / "docs" / NAME
     files.mkdir(parents=True)
-    shutil.copy(unbroken / "docs" / "ablation" / "base.json", files)
+    shutil.copy(unbroken / "docs" / NAME / "base.json", files)
     ablate(CONFIG, tmp_path / "runs", files, StopAfter(1))
     assert (tmp_path / "runs" / "base" / "weights").is_dir() and not (tmp_path / "runs" / ARM).exists()
     ablate(CONFIG, tmp_path / "runs", files, StopAfter())
@@ -262,8 +272,8 @@ def test_stopped_base_goes_on_before_any_arm_starts_from_it(unbroken, tmp_path):
 
 
 def test_runs_from_other_weights_of_the_base_are_told_in_the_report(unbroken, tmp_path):
-    shutil.copytree(unbroken / "docs" / "ablation", tmp_path / "ablation")
-    assert "Not all runs started from the same weights" not in (unbroken / "docs" / "ablation.md").read_text()
+    shutil.copytree(unbroken / "docs" / NAME, tmp_path / "ablation")
+    assert "Not all runs started from the same weights" not in (unbroken / "docs" / f"{NAME}.md").read_text()
     run = record(unbroken) | {"base": "another"}
     (tmp_path / "ablation" / "all-hard.json").write_text(json.dumps({"arm": "all-hard", "runs": [run]}))
     text = write_report(tmp_path / "ablation", tmp_path / "ablation.md").read_text()
@@ -288,9 +298,54 @@ def test_flops_a_step_are_those_of_forward_and_backward_by_hand(unbroken):
 # Settings
 
 
-def test_arms_are_soft_and_hard_for_sync_all_five_else_and_the_controls():
-    assert len(ARMS) == 2 + 5 + 5 + 2 + 2
-    assert {name for name, (trains, _) in ARMS.items() if "sync" in trains} == {"sync-soft", "sync-hard"}
+def test_an_arm_that_has_nothing_to_train_is_its_base_scored_once(unbroken, tmp_path):
+    """The streams of `none` are the base, and so are its parameters: whoever reads them samples the same."""
+    config = dataclasses.replace(CONFIG, arms=("sync-none",), seeds=(0, 1))
+    shutil.copytree(unbroken / "runs" / NAME / "base", tmp_path / "runs" / "base")
+    files = tmp_path / "docs" / NAME
+    files.mkdir(parents=True)
+    shutil.copy(unbroken / "docs" / NAME / "base.json", files)
+    ablate(config, tmp_path / "runs", files, StopAfter())
+    run = record(tmp_path, "sync-none")
+    (point,) = run["curve"]
+    assert (run["trained_parameters"], run["flops_a_step"], point["step"]) == (0, 0, 0)
+    params = traverse_util.unflatten_dict(read_weights(tmp_path / "runs" / "base" / RUN_WEIGHTS), sep=".")
+    assert Scorer(config.runs("sync-none")[0], 3).sampled(params, 1) == point["mean"]
+
+
+def test_an_arm_whose_settings_change_the_model_starts_from_a_base_of_its_own():
+    arm = 'sync-soft:model.depth=3,loss.heads=0.5,grid.fusion=soft:every=2,model.conditions=[{"kind": "hints", "drop": 0.1}]'
+    name, settings = parse_arm(arm)
+    assert name == "sync-soft" and settings["model.conditions"] == [{"kind": "hints", "drop": 0.1}]
+    (run,) = CONFIG.runs(arm)
+    assert (run.model.depth, run.loss.heads, run.grid.fusion, run.trains) == (3, 0.5, "soft:every=2", "sync")
+    base = CONFIG.base_config(CONFIG.base_of(arm))
+    assert base.model == run.model != CONFIG.train.model and base.loss == CONFIG.train.loss
+    assert CONFIG.base_of("all-soft:loss.heads=1") == "base"
+
+
+@pytest.mark.parametrize(("setting", "text"), [("loss.head", "did you mean 'loss.heads'"), ("model.depth=x", "whole")])
+def test_settings_of_an_arm_that_are_none_are_refused(setting, text):
+    with pytest.raises(ValueError, match=text):
+        changed(CONFIG.train, parse_arm(f"all-soft:{setting if '=' in setting else setting + '=1'}")[1])
+
+
+def test_references_are_the_copies_and_the_floors_of_a_source_that_knows_them():
+    data = PipelineConfig(source="shift_and_roll:form=sprites", views=3, times=3, batch_size=2)
+    found = reference_scores(data, 3)
+    assert list(found)[:2] == ["copy of the freeze-time frame", "copy of the fixed-view frame"]
+    scenes, cut = data.source.open("test"), Cut(np.arange(3), np.arange(3))
+    for name, frames in scenes.floors(2, cut).items():
+        scene, unknown = scenes.read(2, cut), np.ones((3, 3), bool)
+        unknown[0] = unknown[:, 0] = False
+        for column, pixels in (("all", True), ("subject", scene.more["subject"])):
+            where = unknown[:, :, None, None] & pixels
+            expected = psnr(np.round(frames).astype(np.uint8), scene.frames, where)
+            assert found[name][column][2] == pytest.approx(expected, abs=1e-3)
+
+
+def test_arms_are_all_fusions_in_every_regime_and_the_controls():
+    assert len(ARMS) == 4 * (5 + 2)
     assert all(grid.matched == name.endswith("-linear") for name, (_, grid) in ARMS.items())
 
 
@@ -306,9 +361,9 @@ def test_runs_of_an_arm_differ_in_seed_rate_and_share_alone():
 
 
 def test_bundled_config_runs_the_main_arms_and_is_overridden_by_name():
-    path = str(ROOT / "configs" / "ablation.py")
+    path = str(ROOT / "configs" / "shift_and_roll.py")
     config = load_config(path, AblationConfig)
-    assert (config.train.steps, config.train.data.batch_size, config.unit_shares) == (2000, 16, (0.1,))
+    assert (config.train.data.source.form, config.unit_shares, config.seeds) == ("sprites", (1.0,), (0, 1))
     changed = parse("ablate", [path, "--arms", "all-soft", "--seeds", "0", "1", "--train.steps", "7", "--report"])
     assert changed.report and changed.config.arms == ("all-soft",) and changed.config.seeds == (0, 1)
     assert changed.config.train == dataclasses.replace(config.train, steps=7)
@@ -325,24 +380,35 @@ def test_unknown_arm_and_empty_list_are_refused(settings, text):
 # Tables
 
 
-def arm(flops: int, curve: dict[int, list[float]], fusion: str = "soft", **settings) -> Arm:
+def arm(curve: dict[int, list[float]], fusion: str = "soft", **last) -> Arm:
     """An arm of one run with a score a grid at each step."""
     points = [{"step": step, "mean": {"all": values}} for step, values in curve.items()]
+    points[-1] |= last
     grid = {"fusion": fusion, "matched": False}
-    return Arm([{"settings": {"trains": "all", "grid": grid, **settings}, "flops_a_step": flops, "curve": points}])
+    return Arm("all-soft", [{"settings": {"trains": "all", "grid": grid}, "flops_a_step": 1, "curve": points}])
 
 
-def test_equal_flops_are_those_of_the_cheapest_run_and_scores_are_read_between_evaluations():
-    dear, cheap = arm(100, {10: [1.0, 2.0], 20: [3.0, 6.0]}), arm(60, {20: [0.0, 0.0]})
-    steps = equal_flops_steps([dear, cheap])
-    assert steps == [12.0, 20.0]
-    np.testing.assert_allclose(dear.scores(steps[0], "all"), [1.4, 2.8])
-    assert np.isnan(dear.scores(9, "all")).all()  # before the first evaluation nothing is known
+def test_scores_are_read_between_evaluations():
+    one = arm({10: [1.0, 2.0], 20: [3.0, 6.0]})
+    np.testing.assert_allclose(one.scores(12, "all"), [1.4, 2.8])
+    assert np.isnan(one.scores(9, "all")).all()  # before the first evaluation nothing is known
+    assert one.steps_to(1.5, "all") == 10 and one.steps_to(4.5, "all") == 20 and one.steps_to(4.6, "all") is None
 
 
 def test_scores_of_an_arm_are_the_mean_of_its_seeds_grid_by_grid():
-    both = Arm(arm(1, {5: [1.0, None, 4.0]}).runs + arm(1, {5: [3.0, 5.0, 0.0]}).runs)
+    both = Arm("all-soft", arm({5: [1.0, None, 4.0]}).runs + arm({5: [3.0, 5.0, 0.0]}).runs)
     np.testing.assert_allclose(both.scores(5, "all"), [2.0, np.nan, 2.0])
+    np.testing.assert_array_equal(both.seeds("all"), [[1, np.nan, 4], [3, 5, 0]])
+
+
+def test_messages_are_worth_what_a_grid_loses_by_another_scenes_at_the_highest_noise():
+    def row(change: str, sigma: float, *psnr: float, layer: int | None = None) -> dict:
+        return {"what": "messages", "change": change, "stream": None, "layer": layer, "sigma": sigma, "psnr": psnr}
+
+    rows = [row("kept", 0.7, 9, 9), row("foreign", 0.7, 1, 1), row("kept", 1.0, 20, 30), row("foreign", 1.0, 18, 25)]
+    probed = arm({5: [1.0, 2.0]}, probe={"rows": [*rows, row("foreign", 1.0, 0, 0, layer=0)]})
+    np.testing.assert_array_equal(probed.worth("foreign"), [2, 5])
+    assert probed.worth("silent") is None and arm({5: [1.0]}).worth("foreign") is None
 
 
 def test_learning_rate_is_chosen_by_validation():
@@ -351,5 +417,5 @@ def test_learning_rate_is_chosen_by_validation():
         return {"settings": settings, "validation": [{"psnr_all": 99.0}, {"psnr_all": validation}]}
 
     runs = [run(0.1, 20.0), run(0.1, 22.0), run(0.2, 21.5), run(0.2, 20.7)]
-    assert best_learning_rate(runs, 0.1).runs == runs[2:]
-    assert best_learning_rate(runs, 1.0) is None
+    assert best_learning_rate("all-soft", runs, 0.1).runs == runs[2:]
+    assert best_learning_rate("all-soft", runs, 1.0) is None

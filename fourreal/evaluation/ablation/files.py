@@ -14,12 +14,18 @@ from fourreal.training.run_folder import FREE
 RUN = {"settings", "versions", "units", "grids", "test_grids", "curve", "validation"}  # what every run in a file has
 
 
-def read_arm(file: Path) -> list[dict[str, Any]]:
-    """The runs in an arm's file. Raises ValueError for a file that is none."""
-    runs = read_json(file).get("runs")
+def file_stem(arm: str) -> str:
+    """An arm's name as part of a path."""
+    return re.sub(r"[^\w.=+-]+", "_", arm).strip("_")
+
+
+def read_arm(file: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(the name of the arm, its runs) in a file. Raises UserError for a file that is none."""
+    values = read_json(file)
+    runs = values.get("runs")
     if not isinstance(runs, list) or not all(isinstance(run, dict) and run.keys() >= RUN for run in runs):
         raise UserError(f"{file} holds no runs of an arm: put a copy back, or delete it to train them anew")
-    return runs
+    return values.get("arm", file.stem), runs
 
 
 def is_finished(file: Path, config: TrainConfig, test_grids: int) -> bool:
@@ -61,4 +67,4 @@ def put_run(file: Path, arm: str, record: dict[str, Any]) -> None:
 
 
 def _stored(file: Path) -> list[dict[str, Any]]:
-    return read_arm(file) if file.is_file() else []
+    return read_arm(file)[1] if file.is_file() else []

@@ -1,7 +1,7 @@
-"""The tables and the plot of an ablation from its arms' files, as Markdown and SVG. NumPy only.
+"""The tables and the plots of an ablation from its arms' files, as Markdown and SVG. NumPy only.
 
-Scores are PSNR of the same test grids in every arm, so arms are compared grid by grid: the mean of the differences to soft in
-the same regime, with a 95 % interval from 10,000 bootstrap draws of the grids. An arm's scores are averaged over its seeds
+Scores are PSNR of the same test grids in every arm, so arms are compared grid by grid: the mean of the differences to `none`
+in the same regime, with a 95 % interval from 10,000 bootstrap draws of the grids. An arm's scores are averaged over its seeds
 first. Between two evaluations a curve is read linearly, grid by grid.
 """
 
@@ -14,23 +14,26 @@ from typing import Any
 import numpy as np
 
 from fourreal.errors import MissingFile
+from fourreal.evaluation.ablation.arms import BASE, REGIMES
+from fourreal.evaluation.ablation.curves import Line, curves
 from fourreal.evaluation.ablation.files import read_arm
 from fourreal.metrics.statistics import mean_difference
 
 VERSIONS = "Python {python}, jax {jax}, flax {flax}, on {device}"
 MIXED = " **Not all runs started from the same weights of it**: they were trained on several machines or occasions."
-COLUMNS = ("all", "moving", "static")
-REGIMES = ("all", "attention", "sync")
-FUSIONS = ("soft", "hard", "none", "sequential", "fused")
-COLOURS = dict(zip(FUSIONS, ("#1c7ed6", "#e8590c", "#868e96", "#2f9e44", "#9c36b5"), strict=True))
-DASHES = {"all": "", "attention": "7 3", "sync": "2 3"}
-WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 760, 340, 44, 190, 44
+COLUMNS = ("subject", "moving", "all", "static")  # the first that there is counts
+FUSIONS = ("none", "sequential", "fused", "hard", "soft")
+CONTROL = "none"
+ABOVE = 2.0  # dB over the best floor that a run is timed to
+
+Scores = np.ndarray  # one a grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """The runs of an arm at one learning rate and one share of the units: one a seed."""
 
+    name: str
     runs: list[dict[str, Any]]
 
     @property
@@ -40,66 +43,109 @@ class Arm:
 
     @property
     def regime(self) -> str:
-        return self.settings["trains"].removesuffix("_and_conditions")
+        return self.settings["trains"]
 
     @property
     def fusion(self) -> str:
-        return self.settings["grid"]["fusion"]
+        return self.settings["grid"]["fusion"].partition(":")[0]
+
+    @property
+    def changes(self) -> str:
+        """What it changes beside regime and fusion."""
+        return self.name.partition(":")[2]
 
     @property
     def label(self) -> str:
         """The fusion in words."""
-        return self.fusion + (" + linear" if self.settings["grid"]["matched"] else "")
-
-    @property
-    def flops_a_step(self) -> int:
-        return self.runs[0]["flops_a_step"]
+        linear = " + linear" if self.settings["grid"]["matched"] else ""
+        return f"{self.fusion}{linear}" + (f", {self.changes}" if self.changes else "")
 
     @property
     def evaluated(self) -> list[int]:
         """After how many steps it was scored."""
         return [point["step"] for point in self.runs[0]["curve"]]
 
-    def scores(self, step: float, column: str, readout: str = "mean") -> np.ndarray:
+    @property
+    def last(self) -> list[dict[str, Any]]:
+        """The last point of every seed."""
+        return [run["curve"][-1] for run in self.runs]
+
+    def seeds(self, column: str, key: str = "mean") -> list[Scores]:
+        """The last score of every test grid, for every seed."""
+        return [np.array(point[key][column], float) for point in self.last]
+
+    def final(self, column: str, key: str = "mean") -> Scores:
+        """The same, mean over the seeds."""
+        return np.mean(self.seeds(column, key), axis=0)
+
+    def scores(self, step: float, column: str) -> Scores:
         """The score of every test grid after `step` steps, mean over the seeds; nan before the first evaluation."""
         seeds = []
         for run in self.runs:
-            points = [point for point in run["curve"] if readout in point]
-            steps = [point["step"] for point in points]
-            values = np.array([point[readout][column] for point in points], float)
+            steps = [point["step"] for point in run["curve"]]
+            values = np.array([point["mean"][column] for point in run["curve"]], float)
             seeds.append([np.interp(step, steps, grid, left=np.nan) for grid in values.T])
         return np.mean(seeds, axis=0)
 
-    def loss(self) -> float:
-        """The last validation's loss, mean over the noise levels and the seeds."""
-        levels = [
-            [value for name, value in run["validation"][-1].items() if name.startswith("loss")] for run in self.runs
-        ]
-        return float(np.mean(levels))
+    def steps_to(self, level: float, column: str) -> int | None:
+        """The first evaluation whose mean score reaches a level; None: no one does."""
+        return next((step for step in self.evaluated if np.nanmean(self.scores(step, column)) >= level), None)
+
+    def losses(self) -> dict[str, float]:
+        """Loss by noise level, mean over the seeds."""
+        found = [point["losses"] for point in self.last]
+        return {sigma: float(np.mean([losses[sigma] for losses in found])) for sigma in found[0]}
+
+    def worth(self, change: str) -> Scores | None:
+        """What the model's messages are worth to every probed grid at the highest noise level: dB lost by the change."""
+        lost = []
+        for point in self.last:
+            rows = [row for row in point.get("probe", {"rows": []})["rows"] if row["what"] == "messages"]
+            if not rows:
+                return None
+            top = max(row["sigma"] for row in rows)
+            whole = {r["change"]: r["psnr"] for r in rows if (r["sigma"], r["stream"], r["layer"]) == (top, None, None)}
+            if change not in whole:
+                return None
+            lost.append(np.array(whole["kept"]) - np.array(whole[change]))
+        return np.mean(lost, axis=0)
 
 
 def write_report(files: Path, out: Path) -> Path:
-    """Writes `out` and the plots in `files` from the arms' files there. Raises FileNotFoundError where there are none."""
-    records = {file.stem: read_arm(file) for file in sorted(files.glob("*.json"))}
-    base = records.pop("base", None)
-    if not records or not base:
+    """Writes `out` and the plots in `files` from the arms' files there. Raises MissingFile where there are none."""
+    records = dict(map(read_arm, sorted(files.glob("*.json"))))
+    bases = {name: records.pop(name)[0] for name in list(records) if name.partition(":")[0] == BASE}
+    if not records or BASE not in bases:
         raise MissingFile(f"{files} holds no arms beside a base: run the ablation first")
-    parts = [_head(list(itertools.chain(*records.values())), base[0])]
+    base = bases[BASE]
+    parts = [_head(out.stem, list(itertools.chain(*records.values())), bases)]
     shares = sorted({run["settings"]["data"]["unit_share"] for runs in records.values() for run in runs})
     for share in shares:
-        arms = sorted(
-            (arm for runs in records.values() if (arm := best_learning_rate(runs, share))),
-            key=lambda arm: (REGIMES.index(arm.regime), FUSIONS.index(arm.fusion), arm.label),
-        )
-        plot = files / f"units{share:g}.svg"
-        plot.write_text(curves(arms, base[0]["copies"]))
-        parts.append(_section(arms, base[0], f"{plot.parent.name}/{plot.name}"))
+        arms = [arm for name, runs in records.items() if (arm := best_learning_rate(name, runs, share))]
+        arms.sort(key=lambda arm: (REGIMES.index(arm.regime), FUSIONS.index(arm.fusion), len(arm.changes), arm.label))
+        if len(shares) > 1:
+            parts.append(f"# Grids of {share:.0%} of the units\n")
+        for regime in dict.fromkeys(arm.regime for arm in arms):
+            plot = files / f"{regime}{'' if share == 1 else f'-units{share:g}'}.svg"
+            group = [arm for arm in arms if arm.regime == regime]
+            column = primary(group)
+            lines = [
+                Line(arm.label, arm.fusion, [(s, float(np.nanmean(arm.scores(s, column)))) for s in arm.evaluated])
+                for arm in group
+            ]
+            plot.write_text(curves(lines, _best(base["references"], column), column))
+            parts.append(_section(regime, group, base, f"{files.name}/{plot.name}"))
     out.with_suffix(".tmp").write_text("\n".join(parts))
     out.with_suffix(".tmp").replace(out)
     return out
 
 
-def best_learning_rate(runs: Iterable[dict[str, Any]], share: float) -> Arm | None:
+def primary(arms: list[Arm]) -> str:
+    """The column that counts: the subject's pixels where the source knows them."""
+    return next(name for name in COLUMNS if np.isfinite(np.array(arms[0].last[0]["mean"].get(name, []), float)).any())
+
+
+def best_learning_rate(name: str, runs: Iterable[dict[str, Any]], share: float) -> Arm | None:
     """The runs of a share at the learning rate with the highest validation PSNR; None where there are none."""
     rates: dict[float, list] = {}
     for run in runs:
@@ -107,122 +153,85 @@ def best_learning_rate(runs: Iterable[dict[str, Any]], share: float) -> Arm | No
             rates.setdefault(run["settings"]["optim"]["lr"], []).append(run)
     if not rates:
         return None
-    return Arm(max(rates.values(), key=lambda found: np.mean([run["validation"][-1]["psnr_all"] for run in found])))
+    if len(rates) == 1:
+        return Arm(name, next(iter(rates.values())))
+    best = max(rates.values(), key=lambda found: np.mean([run["validation"][-1]["psnr_all"] for run in found]))
+    return Arm(name, best)
 
 
-def equal_flops_steps(arms: list[Arm]) -> list[float]:
-    """The steps after which each arm has cost what the cheapest whole run costs."""
-    budget = min(arm.evaluated[-1] * arm.flops_a_step for arm in arms)
-    return [budget / arm.flops_a_step for arm in arms]
+def _best(references: dict[str, dict], column: str) -> tuple[str, float]:
+    """The reference with the highest mean score."""
+    means = {name: float(np.nanmean(np.array(scores[column], float))) for name, scores in references.items()}
+    name = max(means, key=means.__getitem__)
+    return name, means[name]
 
 
-def _head(runs: list[dict[str, Any]], base: dict[str, Any]) -> str:
-    settings = runs[0]["settings"]
+def _head(name: str, runs: list[dict[str, Any]], bases: dict[str, dict[str, Any]]) -> str:
+    settings, base = runs[0]["settings"], bases[BASE]
     versions = sorted({VERSIONS.format(**run["versions"]) for run in runs})
-    told = [condition["kind"] for condition in settings["model"].get("conditions", ())]  # before, a setting of its own
-    hints = "hints" if "hints" in told or settings["model"].get("hints") else "no hints"
-    bases = {run.get("base") for run in runs}
-    data, model = settings["data"], settings["model"]
+    data, model, optim = settings["data"], settings["model"], settings["optim"]
+    hints = "hints" if "hints" in [condition["kind"] for condition in model["conditions"]] else "no hints"
+    source = ", ".join(f"{key} {value}" for key, value in data["source"].items())
     seeds = sorted({run["settings"]["seed"] for run in runs})
-    rates = sorted({run["settings"]["optim"]["lr"] for run in runs})
-    preliminary = len(seeds) < 3 or len(rates) < 2
-    return f"""# Which fusion, trained how?
+    mixed = len({run.get("base") for run in runs}) > len(bases)
+    return f"""# {name.replace("_", " ").capitalize()}
 
-Made by `fourreal ablate configs/ablation.py` from the files in [ablation/](ablation); do not edit.
-{"**Preliminary**: " if preliminary else ""}{_count(seeds, "seed")} ({_listed(seeds)}), \
-{_count(rates, "learning rate")} ({_listed(rates)}), a toy scale.\
-{" Read the order of the arms as a hint, not as a result." if preliminary else ""}
+Made by `fourreal ablate` from the files in [{name}/]({name}); do not edit. [ablation.md](../ablation.md) says what it is \
+about and how to read it.
 
-- **Arms.** The regime says what trains: `all`, `attention` (the self-attention and what `sync` trains) or `sync` (the sync \
-layers and what conditions the base). Fusions are those of the README. `none` is two streams that never meet: its mean of \
-two heads is the floor that an ensemble alone gives. `+ linear` is the control with soft's parameters: after every block a \
-linear map of its input and output, modulated as the sync layers are and zero at first (`fused`, which has one block a layer \
-where `sequential` has two, adds both halves of the map there).
-- **Model.** {model["depth"]} layers of width {model["width"]}, patch {model["patch"][1]}, {hints}. Grids of \
-{data["views"]} views x {data["times"]} times. Each arm: batch {data["batch_size"]}, {settings["steps"]} steps, AdamW, \
-the learning rate constant after {settings["optim"]["warmup"]} steps, an average of the parameters with decay \
-{settings["optim"]["ema"]}. With no decay of the learning rate every point of a curve is what a run of that length would \
-leave, so equal FLOPs can be read off it; a decay would lift all arms.
-- **Base.** All arms start from one, trained for {base["settings"]["steps"]} steps of {base["settings"]["data"]["batch_size"]} \
-clips (fixed-view, freeze-time, single images) of all {len(base["units"])} units. Its cost is the same for all and in no table.\
-{"" if len(bases) == 1 else MIXED}
-- **Pairs.** Order, cuts, masks and noise depend on the seed and the step alone, so all arms see the same; the noise of a \
-test grid depends on the grid.
-- **Scores.** PSNR in dB over the unknown cells of {base["test_grids"]} test grids (units that no training saw), view 0 and \
-time 0 given, 4 sampling steps, readout mean, which is what the loss trained. *Against soft*: the mean difference to soft in \
-the same regime, with a 95 % bootstrap interval over the grids. The interval knows nothing of other training seeds, and the \
-grids share their few units. *Loss*: on validation grids, mean over sigma 0.1, 0.3, 0.5, 0.7, 0.9.
-- **FLOPs** are those of the matmuls of forward and backward, counted on the step as it is traced.
+- **Grids** of {data["views"]} views x {data["times"]} times; source: {source}.
+- **Model**: {model["depth"]} layers of width {model["width"]}, patch {model["patch"][1]}, {hints}, {model["prediction"]} \
+prediction. Each arm: batch {data["batch_size"]}, {settings["steps"]} steps, {_count(seeds, "seed")} ({_listed(seeds)}), AdamW \
+at {optim["lr"]:g}, constant after {optim["warmup"]} steps, an average of the parameters with decay {optim["ema"]}; \
+{settings["sigma"]["pure"]:.0%} of the draws at sigma 1.
+- **Base**: {base["settings"]["steps"]} steps of {base["settings"]["data"]["batch_size"]} clips; all arms start from it.\
+{MIXED if mixed else ""}
+- **Scores**: PSNR in dB over the unknown cells of {base["test_grids"]} test grids, view 0 and time 0 given, readout mean, \
+sampled in one step from sigma 1 where nothing else is said. *Against none*: the mean difference to `none` in the same regime, \
+*over the floor* to the best of the references below, both with a 95 % bootstrap interval over the grids. In brackets: each \
+seed by itself. *Foreign messages*: dB that one step from sigma 1 loses when all messages come from another scene. *Loss*: of \
+the velocity, on the test grids.
 - {"; ".join(versions)}.
 """
 
 
-def _section(arms: list[Arm], base: dict[str, Any], plot: str) -> str:
-    run = arms[0].runs[0]
-    share = run["settings"]["data"]["unit_share"]
-    steps = min(arm.evaluated[-1] for arm in arms)
-    equal = equal_flops_steps(arms)
-    budget = equal[0] * arms[0].flops_a_step
-    return f"""## Grids of {share:.0%} of the units
-
-With seed {run["settings"]["seed"]}: {len(run["units"])} units, {run["grids"]} grids.
-
-### Equal steps: {steps}
-
-{_comparison(arms, [steps] * len(arms), base["copies"])}
-### Equal FLOPs: {budget / 1e12:.1f} TFLOP, those of the cheapest arm
-
-{_comparison(arms, equal, None)}
-### Readouts after {steps} steps
-
-{_readouts([arm for arm in arms if "time" in arm.runs[0]["curve"][-1]], steps)}
-![Test PSNR over training FLOPs]({plot})
-"""
-
-
-def _comparison(arms: list[Arm], steps: list[float], copies: dict[str, dict] | None) -> str:
-    """One row an arm; with the copies, the table of equal steps, which also has parameters and losses."""
-    whole = copies is not None
-    names = ["regime", "fusion"] + (["trained", "GFLOP a step", "loss"] if whole else ["steps"])
-    names += [name for column in COLUMNS for name in (column, "against soft")][:-1]
+def _section(regime: str, arms: list[Arm], base: dict[str, Any], plot: str) -> str:
+    column, references = primary(arms), base["references"]
+    floor, level = _best(references, column)
+    steps_key = [key for key in arms[0].last[0] if key.endswith("steps")]
+    names = ["fusion", "trained", "GFLOP a step", column, "against none", "over the floor"]
+    names += (["all"] if column != "all" else []) + steps_key
+    names += [f"loss {sigma}" for sigma in arms[0].losses()] + [f"steps to floor + {ABOVE:g} dB", "foreign messages"]
     rows = []
-    for place, arm in enumerate(arms):
-        soft = next(
-            (other for other, a in enumerate(arms) if a.regime == arm.regime and a.label == "soft" and a is not arm),
-            None,
-        )
-        row = [arm.regime, arm.label]
-        if whole:
-            row += [
+    for arm in arms:
+        control = next((other for other in arms if other.label == CONTROL and other is not arm), None)
+        scores, reached = arm.final(column), arm.steps_to(level + ABOVE, column)
+        worth = arm.worth("foreign")
+        rows.append(
+            [
+                arm.label,
                 f"{arm.runs[0]['trained_parameters'] / 1e6:.2f} M",
-                f"{arm.flops_a_step / 1e9:.1f}",
-                f"{arm.loss():.3f}",
+                f"{arm.runs[0]['flops_a_step'] / 1e9:.1f}",
+                _mean(scores) + _each([_mean(seed) for seed in arm.seeds(column)]),
+                "" if control is None else _difference(scores, control.final(column)),
+                _difference(scores, np.array(references[floor][column], float)),
+                *([_mean(arm.final("all"))] if column != "all" else []),
+                *(_mean(arm.final(column, key)) for key in steps_key),
+                *(f"{loss:.3f}" for loss in arm.losses().values()),
+                "never" if reached is None else f"{reached}",
+                "none are sent" if worth is None else _difference(worth, np.zeros_like(worth)),
             ]
-        else:
-            row += [f"{steps[place]:.0f}"]
-        for column in COLUMNS:
-            scores = arm.scores(steps[place], column)
-            row.append(_mean(scores))
-            if column != "static":
-                row.append("" if soft is None else _difference(scores, arms[soft].scores(steps[soft], column)))
-        rows.append(row)
-    for name, scores in (copies or {}).items():
-        means = [_mean(np.array(scores[column], float)) for column in COLUMNS]
-        rows.append([name, "", "", "", "", means[0], "", means[1], "", means[2]])
-    return _table(names, rows)
-
-
-def _readouts(arms: list[Arm], steps: int) -> str:
-    readouts = ("mean", "time", "view")
-    names = ["regime", "fusion", *(f"{column}, {readout}" for column in COLUMNS[:2] for readout in readouts)]
-    return _table(
-        names,
-        [
-            [arm.regime, arm.label]
-            + [_mean(arm.scores(steps, column, readout)) for column in COLUMNS[:2] for readout in readouts]
-            for arm in arms
-        ],
-    )
+        )
+    text = [f"## {regime.replace('_', ' ').capitalize()}: what trains\n", _table(names, rows)]
+    known = [
+        [name, _mean(np.array(s[column], float)), _mean(np.array(s["all"], float))] for name, s in references.items()
+    ]
+    text.append(_table(["reference", column, "all"], known))
+    two = [arm for arm in arms if "time" in arm.last[0]]
+    if two:
+        readouts = [[arm.label, *(_mean(arm.final(column, key)) for key in ("mean", "time", "view"))] for arm in two]
+        text.append(_table(["readout", "mean of both", "time stream", "view stream"], readouts))
+    return "\n".join([*text, f"![{column} over training steps]({plot})\n"])
 
 
 def _table(names: list[str], rows: list[list[str]]) -> str:
@@ -230,13 +239,17 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _mean(scores: np.ndarray) -> str:
+def _mean(scores: Scores) -> str:
     """The mean over the grids that have such pixels, in dB."""
     finite = scores[np.isfinite(scores)]
     return f"{finite.mean():.2f}" if finite.size else "none"
 
 
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+def _each(values: list[str]) -> str:
+    return f" ({', '.join(values)})" if len(values) > 1 else ""
+
+
+def _difference(ours: Scores, theirs: Scores) -> str:
     mean, low, high = mean_difference(ours, theirs)
     return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else "")
 
@@ -247,45 +260,3 @@ def _count(values: list, word: str) -> str:
 
 def _listed(values: list) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def curves(arms: list[Arm], copies: dict[str, dict]) -> str:
-    """Mean test PSNR over all pixels against training FLOPs as SVG: a line an arm, and the best copy."""
-    lines = [
-        [(step * arm.flops_a_step / 1e12, np.nanmean(arm.scores(step, "all"))) for step in arm.evaluated]
-        for arm in arms
-    ]
-    copy = max(np.nanmean(np.array(scores["all"], float)) for scores in copies.values())
-    values = [value for line in lines for _, value in line] + [copy]
-    low, high, end = int(min(values)), int(max(values)) + 1, max(line[-1][0] for line in lines)
-
-    def place(flops: float, value: float) -> tuple[float, float]:
-        across = LEFT + (WIDTH - LEFT - RIGHT) * flops / end
-        return across, HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 24) * (value - low) / (high - low)
-
-    def stroke(points: str, colour: str, dash: str) -> str:
-        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        '<text x="4" y="14">test PSNR over all pixels, dB</text>',
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">TFLOP of training, without the base</text>',
-    ]
-    for value in range(low, high + 1):
-        x, y = place(0, value)
-        drawn.append(
-            f'<path d="M{x} {y:.1f}H{WIDTH - RIGHT}" stroke="#dee2e6"/><text x="20" y="{y + 4:.1f}">{value}</text>'
-        )
-    for part in range(5):
-        x, _ = place(end * part / 4, low)
-        drawn.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{end * part / 4:.0f}</text>')
-    legend = [(arm.regime + " " + arm.label, COLOURS[arm.fusion], DASHES[arm.regime]) for arm in arms]
-    legend.append(("the best copy", "#212529", "1 4"))
-    lines.append([(0, copy), (end, copy)])
-    for number, ((name, colour, dash), line) in enumerate(zip(legend, lines, strict=True)):
-        y = 30 + 18 * number
-        drawn.append(stroke(" ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line), colour, dash))
-        drawn.append(stroke(f"{WIDTH - RIGHT + 10},{y} {WIDTH - RIGHT + 36},{y}", colour, dash))
-        drawn.append(f'<text x="{WIDTH - RIGHT + 42}" y="{y + 4}" fill="{colour}">{name}</text>')
-    return "\n".join([*drawn, "</svg>", ""])

@@ -100,6 +100,8 @@ class Fusion(Kind):
     """which streams' heads can be the output: mean, and the names of several streams"""
     lead: ClassVar[int] = 2
     """leading axes of a grid that a mesh cuts: 2, examples and views or times; 1, examples alone"""
+    numbered: ClassVar[bool] = False
+    """whether a layer has to know its number"""
 
     def make(self, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module | None:
         """The layer that follows every block, None for none; `GridDiT` stacks them."""

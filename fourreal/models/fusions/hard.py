@@ -13,7 +13,7 @@ from flax import nnx
 
 from fourreal.models.fusions.fusion import Run
 from fourreal.models.fusions.sync import TIME, VIEW, ModLinear
-from fourreal.models.fusions.two_streams import Streams, TwoStreams
+from fourreal.models.fusions.two_streams import Streams, Synchronized
 
 WEIGHTS = {"half": (0.5, 0.5), "time": (0.0, 1.0), "view": (1.0, 0.0)}  # (w_v, w_t)
 
@@ -28,7 +28,7 @@ class HardSync(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Hard(TwoStreams):
+class Hard(Synchronized):
     """Both streams become one sum."""
 
     sync_init: Literal["half", "time", "view"] = "half"

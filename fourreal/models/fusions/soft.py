@@ -13,7 +13,7 @@ from flax import nnx
 
 from fourreal.models.fusions.fusion import Run
 from fourreal.models.fusions.sync import TIME, VIEW, ModLinear
-from fourreal.models.fusions.two_streams import Streams, TwoStreams
+from fourreal.models.fusions.two_streams import Streams, Synchronized
 
 PULLS = {"zero": 0.0, "consensus": 0.5}
 
@@ -28,7 +28,7 @@ class SoftSync(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Soft(TwoStreams):
+class Soft(Synchronized):
     """Both streams stay."""
 
     sync_init: Literal["zero", "consensus"] = "zero"

@@ -4,11 +4,14 @@ view stream  [b t v s d]   base block over each of the T freeze-time clips,  con
 time stream  [b v t s d]   base block over each of the V fixed-view clips,   context dynamic
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Float
 
+from fourreal.errors import UserError
 from fourreal.models.fusions.fusion import Fusion, Run
 from fourreal.parallel.activations import place, swap_view_time
 
@@ -50,9 +53,13 @@ class TwoStreams(Fusion):
     def layer(self, carry: Streams, block: Any, sync: Any, run: Run) -> tuple[Streams, Any]:
         shared: Shared = run.shared
         outputs = Streams(shared.over_views(block, carry.view), shared.over_times(block, carry.time))
-        view, time = self.synchronize(sync, outputs, run)
+        view, time = self.meet(sync, outputs, run)
         after = Streams(place(view), place(time))
         return after, run.observed(view=swap_view_time(after.view), time=after.time) if run.probe.observe else None
+
+    def meet(self, sync: Any, streams: Streams, run: Run) -> Streams:
+        """The streams as they go on to the next layer."""
+        return self.synchronize(sync, streams, run)
 
     def synchronize(self, sync: Any, streams: Streams, run: Run) -> Streams:
         """The streams after they exchanged what they have to tell."""
@@ -65,3 +72,27 @@ class TwoStreams(Fusion):
         if run.readout != "view":
             heads["time"] = run.base.head(carry.time, run.temb)
         return heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Synchronized(TwoStreams):
+    """Two streams that are synchronized after every layer, or after some."""
+
+    every: int = dataclasses.field(default=1, kw_only=True)
+    """the streams meet after every so many layers and after the last; what the other layers' sync would be rests"""
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise UserError(f"{self.kind}: every is {self.every}: give 1 or more layers")
+
+    @property
+    def numbered(self) -> bool:
+        """A layer has to know its number."""
+        return self.every > 1
+
+    def meet(self, sync: Any, streams: Streams, run: Run) -> Streams:
+        if self.every == 1:
+            return super().meet(sync, streams, run)
+        done = run.layer + 1
+        now = (done % self.every == 0) | (done == run.base.config.depth)
+        return jax.lax.cond(now, lambda both: self.synchronize(sync, both, run), lambda both: both, streams)
