@@ -318,6 +318,25 @@ def test_nothing_of_another_view_gets_past_an_exchange_of_zeros(tiny, data, fusi
     assert np.abs(view_1(heard, data["x"]) - view_1(heard, other)).max() > 0.01
 
 
+@pytest.mark.parametrize("fusion", ["soft", "hard"])
+def test_streams_that_meet_every_second_layer_and_after_the_last_tell_nothing_in_the_others(tiny, data, fusion):
+    base, grid = tiny.config(depth=3), GridDiTConfig(f"{fusion}:every=2")
+    params, inputs = tiny.params(base, grid), [data[name] for name in ("x", "sigma", "given")]
+    whole, _ = asked(tiny, base, grid)(params, *inputs)
+
+    def without(layer: int) -> dict:
+        def silence_one(message, number, stream):
+            return jnp.where(number == layer, 0.0, message)
+
+        return asked(tiny, base, grid, Probe(exchange=silence_one))(params, *inputs)[0]
+
+    for layer, meets in enumerate((False, True, True)):
+        changed = max(np.abs(out - whole[name]).max() for name, out in without(layer).items())
+        assert (changed > 0.01) == meets and (meets or changed == 0)
+    every, _ = asked(tiny, base, GridDiTConfig(f"{fusion}:every=1"))(params, *inputs)
+    assert max(np.abs(out - whole[name]).max() for name, out in every.items()) > 0.01
+
+
 def test_silent_fused_layer_has_zero_keys_and_values_for_the_other_views_of_its_time(tiny, data):
     """A dense softmax: logits q k / sqrt(e) within the view, 0 with value 0 for every token of the other views."""
     base, grid = tiny.config(depth=1), GridDiTConfig("fused")

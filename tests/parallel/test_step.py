@@ -27,7 +27,7 @@ CASES = [
     *[("soft", {"data": -1} | {axis: size}) for axis, size in {"data": 8, "fsdp": 8, "grid": 2, "tensor": 2}.items()],
     *[("fused", {"data": -1} | {axis: size}) for axis, size in {"data": 8, "fsdp": 8, "grid": 2, "tensor": 2}.items()],
     *[("soft", mesh) for mesh in MIXED],
-    *[(fusion, {"grid": 2}) for fusion in ("hard", "sequential", "none")],
+    *[(fusion, {"grid": 2}) for fusion in ("hard", "sequential", "none", "soft:every=2")],
     *[("base", mesh) for mesh in ({"grid": 8}, *MIXED)],
 ]
 
