@@ -912,6 +912,7 @@ ROWS = [
     ),
     Row("no grids", RENDER.replace("--train 1", "--train 0"), ("hold no grids", "ask for at least one")),
     Row("10^9 cameras", RENDER.replace("--views 2", "--views 1000000000"), ("1000000000 views", "choose 1 to 512")),
+    Row("highest sweep first", f"{RENDER} --sweep 60 15", ("--sweep 60 15", "give the lowest and the highest")),
     Row("no processes", RENDER.replace("--workers 1", "--workers 0"), ("0 processes", "1 to 256 workers")),
     Row("seed of a renderer", f"{RENDER} --seed -1", ("--seed -1", "give 0 to")),
     Row("no assets", f"{RENDER} --assets nowhere", ("nowhere holds no animated .glb", "put at least one there")),

@@ -9,7 +9,7 @@ import numpy as np
 from fourreal.data.records import SHARD_BYTES
 from fourreal.data.render.assets import Assets
 from fourreal.data.render.renderer import check_shape, render_scene, sides
-from fourreal.data.render.scenes import sample_scene
+from fourreal.data.render.scenes import check_sweep, sample_scene
 from fourreal.errors import UserError
 from fourreal.metrics.pixels import moving_mask
 from fourreal.scene import Cameras, Scene
@@ -22,7 +22,7 @@ LEAST_BRIGHTNESS = 20.0
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidates of one split: shape, seed, and the folder of assets (None: the bundled ones)."""
+    """The candidates of one split: shape, seed, the folder of assets (None: the bundled ones), and the cameras' sweep."""
 
     split: str
     views: int
@@ -30,16 +30,18 @@ class Candidates:
     size: int | tuple[int, int]
     seed: int
     assets: Path | None = None
+    sweep: tuple[float, float] | None = None
 
     def __post_init__(self):
         check_shape(self.views, self.times, self.size)
+        check_sweep(self.sweep)
         if self.times < 2:
             raise UserError("a grid of 1 time cannot move: choose at least 2 times")
 
     def make(self, i: int) -> Scene | str:
         """Candidate `i`, rendered, or its flaw; its `more` has depth, subject, and the scene as JSON."""
         assets = _assets(self.assets)
-        scene = sample_scene(self.seed, self.split, i, assets)
+        scene = sample_scene(self.seed, self.split, i, assets, self.sweep)
         grid = render_scene(scene, self.views, self.times, self.size, assets)
         if reason := flaw(grid):
             return reason

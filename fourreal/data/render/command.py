@@ -30,6 +30,10 @@ class Render:
     """grids in the test split"""
     views: int = 8
     """cameras, along an arc around the subject"""
+    sweep: tuple[float, float] | None = None
+    """lowest and highest angle of that arc, from its first camera to its last, in degrees; none: 20 to 120, or a quarter of
+    it where the cameras mainly rise, come nearer or go away. With 8 views, 15 to 60 are the 2 to 8 degrees from frame to frame
+    of a filmed freeze-time video"""
     times: int = 8
     """moments at which every camera takes a picture"""
     size: int | tuple[int, int] = 64
@@ -65,7 +69,7 @@ class Render:
         for split, count in counts.items():
             if count:
                 assets.clips(split)  # says now, not after an hour, that a split has no units
-                candidates = Candidates(split, self.views, self.times, self.size, self.seed, self.assets)
+                candidates = Candidates(split, self.views, self.times, self.size, self.seed, self.assets, self.sweep)
                 splits[split] = Split(candidates.make, count, candidates.part(count))
         began = time.monotonic()
         left_out = self._write(splits)
@@ -83,6 +87,8 @@ class Render:
             "assets": self.assets.name if self.assets else "bundled",
             "shape": [self.views, self.times, *sides(self.size)],
         }
+        if self.sweep:
+            settings["sweep"] = list(self.sweep)
         with tqdm(total=sum(split.count for split in splits.values()), unit="grid", dynamic_ncols=True) as bar:
 
             def progress(split: str, grids: int) -> None:

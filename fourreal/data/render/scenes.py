@@ -20,6 +20,7 @@ PROCEDURAL = 0.35  # share of scenes with procedural subjects only
 SECOND_SUBJECT = 0.25
 SWAPPED_TEXTURE = 0.2
 PROCEDURAL_GROUND = 0.2
+SWEEP = 20.0, 120.0  # degrees around the subject
 RISING = 0.1  # shares of camera paths that rise over the subject, and that come nearer or go away
 DOLLY = 0.25
 
@@ -125,15 +126,19 @@ class Scene:
         return Scene(**{**entry, **parts, "subjects": subjects})
 
 
-def sample_scene(seed: int, split: str, index: int, assets: Assets) -> Scene:
-    """Draws the scene number `index` of a split. Equal arguments give equal scenes in any process, in any order."""
+def sample_scene(seed: int, split: str, index: int, assets: Assets, sweep: tuple[float, float] | None = None) -> Scene:
+    """Draws the scene number `index` of a split. Equal arguments give equal scenes in any process, in any order.
+
+    Another `sweep` (lowest and highest, in degrees) changes nothing but that of the cameras. None: SWEEP, or a quarter of it
+    where they mainly rise or change their distance. Raises UserError for a split that there is not.
+    """
     if split not in SPLITS:
         raise UserError(f"there is no split '{split}': choose one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index])
     procedural = rng.random() < PROCEDURAL
     count = 2 if rng.random() < SECOND_SUBJECT else 1
     subjects = tuple(_subject(rng, split, assets, procedural) for _ in range(count))
-    arc = _arc(rng)
+    arc = _arc(rng, sweep)
     return Scene(
         split=split,
         seed=seed,
@@ -175,18 +180,25 @@ def _subject(rng: np.random.Generator, split: str, assets: Assets, procedural: b
     return Subject(unit=chosen.unit, file=chosen.file, clip=chosen.clip, texture=swapped, hue=hue, **common)
 
 
-def _arc(rng: np.random.Generator) -> Arc:
+def check_sweep(sweep: tuple[float, float] | None) -> None:
+    """Raises UserError for a range of degrees that no camera's path can have."""
+    if sweep is not None and not 0 <= sweep[0] <= sweep[1] <= 360:
+        raise UserError(f"--sweep {sweep[0]:g} {sweep[1]:g}: give the lowest and the highest, from 0 to 360 degrees")
+
+
+def _arc(rng: np.random.Generator, wanted: tuple[float, float] | None) -> Arc:
     """Mostly around the subject; sometimes mainly upward over it, sometimes nearer or farther, then often hardly around."""
-    sweep = rng.uniform(20, 120) * rng.choice([-1, 1])
+    less = 1 / 4 if wanted is None else 1
+    sweep = rng.uniform(*(wanted or SWEEP)) * rng.choice([-1, 1])
     elevation = rng.uniform(5, 50)
     climb = rng.uniform(-12, 12) if rng.random() < 0.4 else 0.0
     azimuth, fov, margin = rng.uniform(0, 360), rng.uniform(25, 60), rng.uniform(0.88, 0.97)
     path, dolly = rng.random(), 0.0
     if path < RISING:
-        sweep, climb = sweep / 4, rng.uniform(15, 40) * (1 if elevation < 27.5 else -1)
+        sweep, climb = sweep * less, rng.uniform(15, 40) * (1 if elevation < 27.5 else -1)
     elif path < RISING + DOLLY:
         dolly = rng.uniform(0.2, 0.8) * rng.choice([-1, 1])
-        sweep = sweep / 4 if rng.random() < 0.5 else sweep
+        sweep = sweep * less if rng.random() < 0.5 else sweep
     climb = np.clip(elevation + climb, 5, 50) - elevation
     return Arc(*map(_rounded, (azimuth, sweep, elevation, climb, fov, margin, dolly)))
 

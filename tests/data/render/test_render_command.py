@@ -83,12 +83,53 @@ def test_wide_frames_are_rendered(tmp_path):
     )
 
 
+def test_rendered_cameras_sweep_what_is_asked_for_and_the_data_set_says_it(tmp_path, dataset):
+    Render(tmp_path / "grids", **SMALL | {"train": 12, "views": 8, "sweep": (15, 60)}).run()
+    for grid in grids(tmp_path / "grids"):
+        forward = grid.cameras.c2w[:, :2, 2].astype(np.float64)
+        heading = np.arctan2(forward[:, 1], forward[:, 0])
+        steps = np.degrees((np.diff(heading) + np.pi) % (2 * np.pi) - np.pi)
+        assert 15 - 1e-2 < abs(steps.sum()) < 60 + 1e-2
+        assert abs(steps).min() > 2 and abs(steps).max() < 9  # between neighbours
+    ours, usual = (json.loads((folder / "metadata.json").read_text()) for folder in (tmp_path / "grids", dataset))
+    assert ours["sweep"] == [15, 60] and "sweep" not in usual  # as it was before there was the option
+
+
+def test_rendering_does_not_go_on_with_another_sweep(tmp_path, monkeypatch):
+    options = SMALL | {"train": 5, "times": 3}
+    render_scene, left = candidates.render_scene, iter(range(4))
+
+    def killed(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return render_scene(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "render_scene", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Render(tmp_path / "grids", **options, sweep=(15, 60)).run()
+    for sweep in (None, (15, 61)):
+        with pytest.raises(ValueError, match=r"sweep was \[15, 60\]") as error:
+            Render(tmp_path / "grids", **options, sweep=sweep).run()
+        assert "\n" not in str(error.value)
+    Render(tmp_path / "grids", **options, sweep=(15, 60)).run()
+    Render(tmp_path / "whole", **options, sweep=(15, 60)).run()
+    assert contents(tmp_path / "grids") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("words", ["16", "16 32"])
 def test_the_command_line_takes_a_side_or_height_and_width(words, tmp_path):
     from fourreal.options import read_options
 
     options = read_options(Render, ["--out", str(tmp_path), "--size", *words.split()], "fourreal data render")
     assert candidates.sides(options.size) == ((16, 16) if words == "16" else (16, 32))
+
+
+def test_the_command_line_takes_the_lowest_and_the_highest_sweep(tmp_path):
+    from fourreal.options import read_options
+
+    for words, sweep in (([], None), (["--sweep", "15", "60.5"], (15, 60.5))):
+        assert read_options(Render, ["--out", str(tmp_path), *words], "fourreal data render").sweep == sweep
 
 
 def test_flawed_grids_are_counted_and_the_next_candidates_taken(tmp_path, monkeypatch, capsys):
@@ -148,6 +189,10 @@ def test_an_existing_folder_is_kept_unless_told_to_replace_it(tmp_path):
         ({"times": 1}, "cannot move"),
         ({"workers": 0}, "1 to 256 workers"),
         ({"test": -1}, "no grids"),
+        ({"sweep": (60, 15)}, "--sweep 60 15: give the lowest and the highest, from 0 to 360 degrees"),
+        ({"sweep": (-5, 15)}, "from 0 to 360"),
+        ({"sweep": (5, 361)}, "from 0 to 360"),
+        ({"sweep": (float("nan"), 15)}, "from 0 to 360"),
     ],
 )
 def test_impossible_requests_are_refused_before_anything_is_rendered(tmp_path, options, said):

@@ -1,6 +1,7 @@
 """Scenes: drawn the same anywhere, from their own split, and framed whole."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -26,6 +27,42 @@ def test_a_scene_depends_on_seed_split_and_index_only(assets):
         sample_scene(3, "train", 18, assets),
     ]
     assert all(scene.arc != other.arc for other in others)
+
+
+def test_scenes_of_a_seed_are_those_that_data_sets_were_rendered_from(assets):
+    """The hash is of 100 scenes a split at commit 553dfd6; another asset pack changes it, nothing else may."""
+    scenes = (
+        sample_scene(0, split, index, assets) for split in ("train", "validation", "test") for index in range(100)
+    )
+    found = hashlib.sha256("".join(scene.as_json() for scene in scenes).encode())
+    assert found.hexdigest() == "7c63b77895455690711519839fe24b744686a181931911e5d2c8823f9d04f315"
+
+
+def around(c2w: np.ndarray) -> float:
+    """Degrees around the vertical that cameras [v, 4, 4] turn from the first to the last, with the sign of the turning."""
+    forward = c2w[:, :2, 2]  # each looks along its third axis
+    heading = forward[:, 0] + 1j * forward[:, 1]
+    return float(np.degrees(np.angle(heading[1:] / heading[:-1])).sum())
+
+
+def test_cameras_sweep_what_is_asked_for_on_every_path(assets):
+    spans, paths = [], set()
+    for index in range(200):
+        arc = sample_scene(0, "train", index, assets, (15, 60)).arc
+        spans.append(around(drawing.arc_cameras(arc, 8, np.array([1.0, 2, 3]), 2.0)))
+        paths.add("dolly" if arc.dolly else "rising" if abs(arc.climb) > 12 else "around")
+    assert paths == {"dolly", "rising", "around"}
+    size = np.abs(spans)
+    assert 15 - 1e-3 < size.min() < 20 and 55 < size.max() < 60 + 1e-3
+    assert 0.4 < (np.array(spans) > 0).mean() < 0.6
+
+
+@pytest.mark.parametrize("sweep", [(0, 0), (15, 60), (360, 360)])
+def test_another_sweep_changes_nothing_else_of_a_scene(assets, sweep):
+    for index in range(50):
+        ours, usual = (sample_scene(3, "train", index, assets, asked) for asked in (sweep, None))
+        assert sweep[0] <= abs(ours.arc.sweep) <= sweep[1] and ours.arc.sweep != usual.arc.sweep
+        assert dataclasses.replace(ours, arc=dataclasses.replace(ours.arc, sweep=usual.arc.sweep)) == usual
 
 
 def test_json_gives_the_scene_back(assets):
