@@ -19,7 +19,7 @@ CONFIG = TrainConfig(
         heads=12,
         mlp_width=6144,
         patch=(1, 16, 16),
-        conditions=(Hints(),),
+        conditions=(Hints(drop=0.3),),
         dtype="bfloat16",
         remat="full",
     ),

@@ -14,7 +14,14 @@ MASKS = MaskMix(view_and_time=0.8)
 CONFIG = TrainConfig(
     name="nano",
     model=VideoDiTConfig(
-        width=256, depth=4, heads=4, mlp_width=1024, patch=(1, 8, 8), conditions=(Hints(),), remat="none", unroll=True
+        width=256,
+        depth=4,
+        heads=4,
+        mlp_width=1024,
+        patch=(1, 8, 8),
+        conditions=(Hints(drop=0.3),),
+        remat="none",
+        unroll=True,
     ),
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=4, times=4, batch_size=4, masks=MASKS),

@@ -9,7 +9,13 @@ from fourreal.training.optimizer import OptimConfig
 CONFIG = TrainConfig(
     name="tiny",
     model=VideoDiTConfig(
-        width=256, depth=8, heads=4, mlp_width=1024, patch=(1, 8, 8), conditions=(Hints(),), remat="attention_out"
+        width=256,
+        depth=8,
+        heads=4,
+        mlp_width=1024,
+        patch=(1, 8, 8),
+        conditions=(Hints(drop=0.3),),
+        remat="attention_out",
     ),
     grid=GridDiTConfig(fusion="soft"),
     data=PipelineConfig(views=8, times=8, batch_size=16),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -133,6 +134,21 @@ def test_every_config_file_loads_and_is_named_like_its_file(path):
     config = load_config(path)
     assert config.name == path.stem
     assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_hints_are_hidden_from_30_percent_of_the_examples(path):
+    rates = [condition.drop for condition in load_config(path).model.conditions if isinstance(condition, Hints)]
+    assert rates == ([] if path.stem.startswith("wan") else [0.3])
+
+
+@pytest.mark.parametrize("name", ["wan_1b", "wan_14b"])
+def test_configs_of_wan_have_wans_shift_for_the_size_that_they_plan(name):
+    """Wan 2.1: 5 from 720p on, 3 below; a latent is 8 x 8 pixels."""
+    path = ROOT / "configs" / f"{name}.py"
+    height, width = (8 * int(side) for side in re.search(r"--size (\d+) (\d+)", path.read_text()).groups())
+    assert (height, width) == (288, 512)
+    assert load_config(path).sigma.shift == (5 if height * width >= 720 * 1280 else 3)
 
 
 def test_file_that_sets_no_config_or_does_not_run_is_refused(tmp_path):

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.slow  # runs, killed and resumed: minutes together
 
 VIEWS, TIMES, SIZE, STEPS = 2, 3, 4, 6
 BASE = VideoDiTConfig(
-    width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, conditions=(Hints(),)
+    width=12, depth=1, heads=2, mlp_width=16, patch=(1, 2, 2), frequency_width=8, conditions=(Hints(drop=0.3),)
 )
 # attention: some parameters frozen, some not; two steps an update: stopping after 3 leaves half an update behind
 GRID = TrainConfig(
