@@ -84,6 +84,35 @@ def test_training_groups_hold_exactly_the_listed_paths(params, split, trains):
     assert names(frozen) == names(params) - LISTED[trains]
 
 
+ONE_STREAM_SYNC = {
+    "sync.kernel",
+    "sync.bias",
+    "sync.modulation",
+    "sigma_projection.linear.kernel",
+    "sigma_projection.linear.bias",
+}
+
+
+@pytest.mark.parametrize("trains", LISTED)
+@pytest.mark.parametrize("fusion", ["hard", "sequential", "fused"])
+def test_sync_of_other_fusions_is_the_layer_after_every_block_and_the_projection_of_sigma(tiny, model, fusion, trains):
+    """`matched` gives those of one stream such a layer."""
+    grid = GridDiTConfig(fusion, matched=fusion != "hard")
+    params = tiny.params(model, grid)
+    trained, frozen = split_params(params, model_table(model, grid), trains)
+    own = SYNC if fusion == "hard" else ONE_STREAM_SYNC
+    assert names(trained) == (LISTED[trains] - SYNC) | own
+    assert names(frozen) == LISTED["all"] - SYNC - LISTED[trains]
+
+
+@pytest.mark.parametrize("fusion", ["sequential", "fused", "none"])
+def test_fusion_without_layers_of_its_own_has_nothing_to_train_as_sync(tiny, model, fusion):
+    grid = GridDiTConfig(fusion)
+    params = tiny.params(model, grid)
+    assert names(params) == LISTED["all"] - SYNC
+    assert names(split_params(params, model_table(model, grid), "sync")[0]) == set()
+
+
 def test_every_group_is_listed():
     assert LISTED.keys() == TRAINED.keys()
 
