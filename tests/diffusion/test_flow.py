@@ -96,6 +96,23 @@ def test_uniform_sigma_fills_ten_bins_equally():
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(20_000 * 0.1 * 0.9)
 
 
+def test_share_of_pure_noise_is_that_asked_for_and_leaves_the_other_draws_alone():
+    usual, mixed = draws(flow.SigmaConfig()), draws(flow.SigmaConfig(pure=0.25))
+    assert usual.max() < 1
+    pure = mixed == 1
+    assert abs(pure.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 20_000)
+    np.testing.assert_array_equal(mixed[~pure], usual[~pure])
+    # who is pure noise does not depend on the level drawn
+    assert abs(usual[pure].mean() - usual.mean()) < 5 * usual.std() / np.sqrt(pure.sum())
+    assert (draws(flow.SigmaConfig(pure=1.0)) == 1).all()
+
+
+def test_draws_without_pure_noise_are_those_of_the_distribution():
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    logit = 0.8 + 0.8 * np.asarray(jax.vmap(jax.random.normal)(keys), np.float64)
+    np.testing.assert_allclose(draws(flow.SigmaConfig()), np.maximum(1 / (1 + np.exp(-logit)), 0.05), rtol=1e-5)
+
+
 def loop_loss(output, x, x0, eps, sigma, left_out, valid, prediction) -> list[float]:
     """The loss pixel by pixel, in fp64."""
     losses = []
@@ -121,6 +138,61 @@ def test_loss_is_the_mean_over_each_examples_own_unknown_valid_pixels(data, pred
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     everywhere = loop_loss(output, x, **data, valid=np.ones_like(valid), prediction=prediction)
     np.testing.assert_allclose(flow.flow_loss(output, x, **data, prediction=prediction), everywhere, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "u"])
+@pytest.mark.parametrize("most", [1.0, 5.0, 1e6])
+def test_loss_with_a_largest_weight_is_the_weighted_squared_error_of_x0(data, prediction, most):
+    """Mean over unknown valid pixels of min(1 / sigma^2, most) |x0hat - x0|^2, with x0hat = x - sigma u for prediction u."""
+    x, output = flow.interpolate(data["x0"], data["eps"], data["sigma"]), normal(*SHAPE, seed=6)
+    valid = np.random.default_rng(7).random(SHAPE[:-1]) < 0.7
+    sigma, x0 = (np.asarray(data[name], np.float64) for name in ("sigma", "x0"))
+    level = sigma[..., None, None, None]
+    answer = output if prediction == "x0" else np.asarray(x, np.float64) - level * output
+    unknown = valid & ~data["left_out"][..., None, None]
+    weight = np.minimum(1 / np.maximum(level, 1e-9) ** 2, most)
+    assert most != 5 or {0, 1} == {
+        int(w == most) for w in weight[~data["left_out"]].ravel()
+    }  # both sides of the minimum
+    error = weight * (answer - x0) ** 2
+    found = flow.flow_loss(output, x, **data, prediction=prediction, valid=valid, most=most)
+    np.testing.assert_allclose(found, [error[b][unknown[b]].mean() for b in range(CELLS[0])], rtol=1e-5)
+    if most == 1e6:
+        plain = flow.flow_loss(output, x, **data, prediction=prediction, valid=valid)
+        np.testing.assert_allclose(found, plain, rtol=1e-6)
+
+
+def streams() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [b v t s d] of a view and a time stream, and a weight for every cell."""
+    shape = (*CELLS, 4, 5)
+    return normal(*shape), 3 * normal(*shape, seed=1), np.random.default_rng(2).random(CELLS).astype(np.float32)
+
+
+def test_gap_of_two_streams_is_their_squared_distance_over_the_mean_of_their_squares():
+    view, time, weight = streams()
+    expected = np.zeros(CELLS)
+    for cell in np.ndindex(CELLS):
+        a, b = view[cell].astype(np.float64).ravel(), time[cell].astype(np.float64).ravel()
+        expected[cell] = (a - b) @ (a - b) / ((a @ a + b @ b) / 2)
+    for given in (1.0, weight):
+        found = flow.stream_gap(view, time, given)
+        np.testing.assert_allclose(found, (given * expected).mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(flow.stream_gap(view, view, 1.0), 0)
+    np.testing.assert_allclose(flow.stream_gap(view, -view, 1.0), 4, rtol=1e-5)
+    np.testing.assert_array_equal(flow.stream_gap(0 * view, 0 * time, 1.0), 0)  # and not nan
+
+
+def test_gap_has_no_gradient_through_its_denominator():
+    view, time, weight = streams()
+    found = jax.grad(lambda *at: flow.stream_gap(*at, weight).sum(), argnums=(0, 1))(view, time)
+    a, b = view.astype(np.float64), time.astype(np.float64)
+    size = (a**2 + b**2).sum((-1, -2), keepdims=True) / 2
+    slope = weight[..., None, None] * 2 * (a - b) / size / (CELLS[1] * CELLS[2])
+    for gradient, expected in zip(found, (slope, -slope), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-8)
+    # its values' own slope is another: growing streams would make the gap smaller
+    ratio = ((a - b) ** 2).sum((-1, -2), keepdims=True) / size
+    assert np.abs(slope - weight[..., None, None] * (2 * (a - b) - ratio * a) / size / 6).max() > 1e-3
 
 
 def test_example_without_unknown_pixels_has_loss_0_and_a_finite_gradient(data):
@@ -162,7 +234,16 @@ def test_parts_of_a_batch_average_to_the_loss_of_the_whole(data):
     np.testing.assert_allclose(np.mean(parts), whole, rtol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"distribution": "cosine"}, {"std": 0.0}, {"shift": 0.0}, {"shift": -1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"distribution": "cosine"}, {"std": 0.0}, {"shift": 0.0}, {"shift": -1.0}, {"pure": -0.1}, {"pure": 1.5}],
+)
 def test_noise_levels_that_cannot_be_drawn_are_refused(changes):
-    with pytest.raises(ValueError, match=r"expected|above 0"):
+    with pytest.raises(ValueError, match=r"expected|above 0|from 0 to 1"):
         flow.SigmaConfig(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"most": 0.0}, {"most": -1.0}, {"heads": -0.5}, {"gap": -0.5}])
+def test_losses_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match=rf"loss.{next(iter(changes))} is .*: give"):
+        flow.LossConfig(**changes)

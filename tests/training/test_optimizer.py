@@ -1,5 +1,7 @@
 """The optimizer: what decays, the schedule, accumulation, and the average of the parameters."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import traverse_util
 
 from fourreal.models import GridDiTConfig
+from fourreal.models.build import model_table
 from fourreal.training.optimizer import OptimConfig, learning_rate, make_optimizer, update_average
 
 PARAMS = {"kernel": jnp.arange(1.0, 5.0), "bias": jnp.ones(2)}
@@ -66,6 +69,39 @@ def test_gradient_is_clipped_to_the_largest_norm():
     jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, rtol=1e-5), moments, cut)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_learning_rate_of_the_sync_layers_scales_their_updates_and_no_others(tiny, accumulate):
+    """Of the sync layers and the projection of sigma, also their decay."""
+    model, grid = tiny.config(hints=True), GridDiTConfig("soft")
+    flat = traverse_util.flatten_dict(tiny.params(model, grid))
+    flat = {
+        path: value
+        for path, value in flat.items()
+        if path[0] != "base" or path[1] == "given" or path[1:3] == ("head", "out")
+    }
+    params, rng = traverse_util.unflatten_dict(flat), np.random.default_rng(0)
+    gradients = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+    usual = OptimConfig(lr=0.1, warmup=0, weight_decay=0.5, accumulate=accumulate)
+
+    def moved(config: OptimConfig, table: dict) -> dict:
+        optimizer = make_optimizer(config, 20, table)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for _ in range(2 * accumulate):
+            updates, state = update(gradients, state, params)
+        return traverse_util.flatten_dict(updates)
+
+    table = model_table(model, grid)
+    one, other = moved(usual, {}), moved(dataclasses.replace(usual, sync_lr=0.02), table)
+    sync = {path for path in one if path[0] in ("sync", "sigma_projection")}
+    assert {path[0] for path in one} == {"base", "sync", "sigma_projection"}
+    for path, update in one.items():
+        assert np.abs(update).max() > 0
+        if path in sync:
+            np.testing.assert_allclose(other[path], 0.2 * update, rtol=1e-6, err_msg=".".join(path))
+        else:
+            np.testing.assert_array_equal(other[path], update, err_msg=".".join(path))
+
+
 def test_accumulated_gradients_make_the_update_of_their_mean():
     config = OptimConfig(lr=0.1, warmup=0, accumulate=3)
     optimizer, big = make_optimizer(config, 30), make_optimizer(OptimConfig(lr=0.1, warmup=0), 10)
@@ -102,6 +138,7 @@ def test_average_follows_its_formula_at_every_update(accumulate):
     "changes",
     [
         {"lr": 0.0},
+        {"sync_lr": 0.0},
         {"clip": -1.0},
         {"ema": 1.5},
         {"beta2": -0.1},

@@ -70,6 +70,8 @@ class ShiftAndRoll(Source):
         for name in ("views", "times", "size", "unit"):
             if not 1 <= getattr(self, name) <= 1024:
                 raise UserError(f"shift_and_roll: {name} is {getattr(self, name)}: give 1 to 1024")
+        if self.seed < 0:
+            raise UserError(f"shift_and_roll: seed is {self.seed}: give 0 or more")
         if self.size % (2 * BLOCK) or self.size % self.unit:
             raise UserError(
                 f"shift_and_roll: size {self.size}, unit {self.unit}: give a size that {2 * BLOCK} and the unit divide"
