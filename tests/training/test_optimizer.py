@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from fourreal.models import GridDiTConfig
-from fourreal.models.build import model_table
+from fourreal.models.build import model_table, split_model
 from fourreal.training.optimizer import OptimConfig, learning_rate, make_optimizer, update_average
 
 PARAMS = {"kernel": jnp.arange(1.0, 5.0), "bias": jnp.ones(2)}
@@ -73,13 +73,13 @@ def test_gradient_is_clipped_to_the_largest_norm():
 def test_learning_rate_of_the_sync_layers_scales_their_updates_and_no_others(tiny, accumulate):
     """Of the sync layers and the projection of sigma, also their decay."""
     model, grid = tiny.config(hints=True), GridDiTConfig("soft")
-    flat = traverse_util.flatten_dict(tiny.params(model, grid))
+    flat, rng = traverse_util.flatten_dict(split_model(model, grid)[1]), np.random.default_rng(0)
     flat = {
-        path: value
+        path: rng.normal(size=value.shape).astype(np.float32)
         for path, value in flat.items()
         if path[0] != "base" or path[1] == "given" or path[1:3] == ("head", "out")
     }
-    params, rng = traverse_util.unflatten_dict(flat), np.random.default_rng(0)
+    params = traverse_util.unflatten_dict(flat)
     gradients = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
     usual = OptimConfig(lr=0.1, warmup=0, weight_decay=0.5, accumulate=accumulate)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from scenes_in_memory import Pooling
 
 from fourreal.conditions import Hints
@@ -18,6 +19,7 @@ from fourreal.geometry import pinhole as cameras
 from fourreal.grid import Known, to_unit
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import make_forward, split_model
+from fourreal.models.fusions import Probe
 from fourreal.scene import Cameras
 from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig, make_optimizer
@@ -185,6 +187,85 @@ def test_accumulated_parts_of_a_batch_make_the_update_of_the_whole(config, state
     # Adam divides by the gradient's size, so one near zero may turn rounding into a part of the step of 0.01
     close = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True)]
     assert max(close) < 2e-4, max(close)
+
+
+@pytest.fixture
+def parts(tiny) -> dict:
+    return parts_of(TrainConfig("x", tiny.config(), grid=GRID), tiny.params)
+
+
+@functools.cache
+def parts_of(config: TrainConfig, make_params) -> dict:
+    """A soft model of two layers, a batch at its noise levels, and of the model on it: every head and the streams."""
+    denoiser, rng = denoiser_of(config), np.random.default_rng(3)
+    params = jax.tree.map(jnp.asarray, make_params(config.model, GRID))
+    x0, eps = rng.normal(size=(2, BATCH, VIEWS, TIMES, 4, 4, 3)).astype(np.float32)
+    given, level = np.zeros((BATCH, VIEWS, TIMES), bool), np.array([0.2, 0.7], np.float32)
+    given[:, 0] = given[1, :, 0] = True
+    sigma = np.where(given, np.float32(0), level[:, None, None])
+    x = x0 + sigma[..., None, None, None] * (eps - x0)
+
+    @jax.jit
+    def run(params):
+        model = nnx.merge(denoiser.graph, nnx.State(params))
+        return model.heads(x, sigma, given, {}, probe=Probe(observe=lambda streams: streams))
+
+    heads, streams = jax.device_get(run(params))
+    examples = {"given": given}
+    jitted = jax.jit(
+        lambda params, loss: batch_loss(denoiser, params, x0, examples, level, eps, loss), static_argnums=1
+    )
+    loss_of = functools.partial(jitted, params)
+    return {
+        "x0": x0,
+        "given": given,
+        "sigma": sigma,
+        "level": level,
+        "heads": heads,
+        "streams": streams,
+        "loss": loss_of,
+    }
+
+
+def head_loss(parts: dict, output: np.ndarray, most: float | None) -> np.ndarray:
+    """Of an answer x0hat: mean over each example's unknown cells of min(1 / sigma^2, most) |x0hat - x0|^2."""
+    weight = np.minimum(1 / parts["level"].astype(np.float64) ** 2, np.inf if most is None else most)
+    error = (output.astype(np.float64) - parts["x0"]) ** 2
+    return np.array([weight[b] * error[b][~parts["given"][b]].mean() for b in range(BATCH)])
+
+
+def gaps(parts: dict) -> np.ndarray:
+    """Of every layer and cell [l, b, v, t], the streams' squared distance over the mean of their squares."""
+    a, b = (parts["streams"][name].astype(np.float64) for name in ("view", "time"))
+    return ((a - b) ** 2).sum((-1, -2)) / ((a**2 + b**2).sum((-1, -2)) / 2)
+
+
+@pytest.mark.parametrize("most", [None, 5.0])
+def test_loss_of_the_heads_is_the_mean_of_each_streams_own_beside_that_of_the_readout(parts, most):
+    assert set(parts["heads"]) == {"view", "time"}
+    own = [head_loss(parts, head, most) for head in parts["heads"].values()]
+    readout = head_loss(parts, sum(parts["heads"].values()) / 2, most)
+    assert not np.allclose(own[0], own[1], rtol=0.01) and (readout < np.mean(own, axis=0)).all()
+    found = parts["loss"](flow.LossConfig(most=most, heads=0.5))
+    np.testing.assert_allclose(found, readout + 0.5 * np.mean(own, axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["even", "depth", "clean"])
+def test_loss_of_the_gap_is_the_mean_over_layers_and_cells_with_its_weight(parts, kind):
+    of_cells = gaps(parts)
+    assert of_cells.shape == (2, BATCH, VIEWS, TIMES) and of_cells.min() > 0.01
+    weight = {"even": 1, "depth": np.array([0.5, 1])[:, None, None, None], "clean": 1 - parts["sigma"]}[kind]
+    gap = (weight * of_cells).mean((0, 2, 3))
+    readout = head_loss(parts, sum(parts["heads"].values()) / 2, None)
+    own = np.mean([head_loss(parts, head, None) for head in parts["heads"].values()], axis=0)
+    found = parts["loss"](flow.LossConfig(heads=0.5, gap=3.0, gap_weight=kind))
+    np.testing.assert_allclose(found, readout + own / 2 + 3 * gap, rtol=1e-4)
+
+
+def test_gap_of_a_fusion_without_two_streams_is_refused(tiny):
+    for fusion in ("sequential", "fused"):
+        with pytest.raises(ValueError, match=r"loss.gap is 0.1 with grid.fusion .*: it is the distance of two streams"):
+            TrainConfig("x", tiny.config(), grid=GridDiTConfig(fusion), loss=flow.LossConfig(gap=0.1))
 
 
 @pytest.fixture
