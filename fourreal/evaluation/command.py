@@ -20,6 +20,9 @@ class Evaluate:
 
     Without --data it takes the bundled grids: too few to tell anything, enough to try it. Scenes never
     used to choose a setting come from `fourreal data render --out data/evaluation64 --train 0 --validation 0 --seed 2026`.
+
+    With --probe it also asks what the streams tell each other: what a single step loses when their messages, or the
+    hints and cameras, are silent or another scene's.
     """
 
     checkpoint: tuple[str, ...] = ("nano",)
@@ -42,6 +45,8 @@ class Evaluate:
     """grids for those rows and for the same weights without cameras or with parts left out, which take most of the time"""
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
+    probe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """also change what the streams tell each other and what they are told, on the first --control-grids grids, two or more"""
     out: Annotated[str | None, PATH] = None
     """folder to write; out/evaluation-CHECKPOINT by default. A killed evaluation goes on when it is called again"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -58,6 +63,8 @@ class Evaluate:
             read_grids,
         )
         from fourreal.evaluation.html_report import write_page
+        from fourreal.evaluation.probe import SIGMAS, probe_pipeline
+        from fourreal.evaluation.probe_report import probe_text
         from fourreal.evaluation.summary import summarise
         from fourreal.evaluation.tables import text_table, write_json
         from fourreal.metrics.lpips import make_lpips
@@ -80,6 +87,8 @@ class Evaluate:
         lpips = {network: make_lpips(network) for network in networks}
         data = Path(self.data).expanduser() if self.data else None
         grids = read_grids(data, self.split, self.grids, next(iter(specs.values())), self.given)
+        if self.probe and len(grids) < 2:
+            raise UserError("--probe lends a grid the messages of another one: found 1 grid, give 2 or more")
         pipes = {name: load_pipeline(path) for name, path in names.items()}
         protocol = Protocol(self.steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
         settings = asdict(protocol) | {
@@ -92,6 +101,8 @@ class Evaluate:
             "given": self.given,
             "lpips": list(networks),
         }
+        if self.probe:
+            settings["probe"] = list(SIGMAS)
         partial = out.with_name(out.name + ".partial")
         open_folder(partial, settings)
         print(f"{len(grids)} {settings['split']} grids of {settings['data']}, {self.given} given", flush=True)
@@ -100,12 +111,17 @@ class Evaluate:
         with tqdm(total=len(grids) * (1 + len(pipes)), unit="grid", dynamic_ncols=True) as bar:
             table = evaluate(pipes, grids, lpips, protocol, partial, lambda: bar.update())
         parts = summarise(table)
+        probed = {}
+        for name, pipe in pipes.items() if self.probe else ():
+            print(f"probing {name} on {protocol.control_grids} grids", flush=True)
+            probed[name] = probe_pipeline(pipe, grids[: protocol.control_grids])
         spent = {"wall_s": time.perf_counter() - began[0], "cpu_s": time.process_time() - began[1]}
         about = {"settings": settings, "seconds": {name: round(seconds, 1) for name, seconds in spent.items()}}
-        write_json(partial / "report.json", parts, about)
-        write_page(partial / "report.html", parts, about, table, pipes, grids, names)
+        found = {"probe": {name: one.to_json() for name, one in probed.items()}} if probed else {}
+        write_json(partial / "report.json", parts, about | found)
+        write_page(partial / "report.html", parts, about, table, pipes, grids, names, probed)
         _take_place(partial, out)
-        print(text_table(parts))
+        print("\n".join([text_table(parts), *("\n" + probe_text(name, one) for name, one in probed.items())]))
         print(f"{spent['wall_s']:.0f} s, {spent['cpu_s']:.0f} s of CPU; open {out / 'report.html'}")
 
     def _check(self) -> None:
@@ -120,6 +136,10 @@ class Evaluate:
             for value in values:
                 if not 1 <= value <= MAX_COUNT:
                     raise UserError(f"--{name} {value}: give 1 to {MAX_COUNT}")
+        if self.probe and self.control_grids < 2:
+            raise UserError(
+                f"--probe lends a grid the messages of another one: give --control-grids 2 or more, not {self.control_grids}"
+            )
         if self.split != type(self).split and self.data is None:
             raise UserError(f"--split {self.split} is of a data set: name it with --data")
         if self.samples < max(2, self.seeds):

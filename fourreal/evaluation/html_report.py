@@ -16,6 +16,9 @@ from PIL import Image
 
 from fourreal.checkpoints.specs import weights_folder
 from fourreal.evaluation.evaluate import BASELINE, EvaluationGrid, sample
+from fourreal.evaluation.line_chart import Series, line_chart
+from fourreal.evaluation.probe import Probed
+from fourreal.evaluation.probe_report import probe_section
 from fourreal.evaluation.scoring import METRICS
 from fourreal.evaluation.summary import Part, Row, Table
 from fourreal.evaluation.tables import MARKS, deviation, number
@@ -25,11 +28,6 @@ from fourreal.training.log import LOG, read_metrics
 
 TEMPLATE = Path(__file__).with_name("html_report.html")
 VALIDATION = ("validation/psnr_all", "validation/psnr_moving")
-PLOT = (460, 250)  # units of an SVG's view box
-LEFT, RIGHT, TOP, BOTTOM = 42, 18, 10, 34
-COLOURS = 8
-
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label -> (x, y)
 
 
 def write_page(
@@ -40,8 +38,12 @@ def write_page(
     pipes: Mapping[str, GridPipeline],
     grids: Sequence[EvaluationGrid],
     checkpoints: Mapping[str, str],
+    probed: Mapping[str, Probed],
 ) -> None:
-    """Writes the page. `checkpoints`: what each method was loaded from, for the curve of its training."""
+    """Writes the page. `checkpoints`: what each method was loaded from, for the curve of its training.
+
+    `probed`: what probing the methods found; without it the page has no such section.
+    """
     settings = about["settings"]
     mains = [next(row for row in parts[0].rows if row.method == name) for name in pipes]
     copies = [row for row in parts[0].rows if row.method == BASELINE and row.name in COPIES]
@@ -56,6 +58,7 @@ def write_page(
         "curves": "".join(
             f'<div class="card">{curve}</div>' for curve in _curves(parts[0], mains, copies, checkpoints)
         ),
+        "probe": probe_section(probed) if probed else "",
         "ranking": f"The best, the median and the worst grid by PSNR of {html.escape(mains[0].label)}, seed 0.",
         "pictures": "".join(
             _pictures(f"{word}: grid {index}", grids[index], pipes, settings["steps"][0])
@@ -64,51 +67,6 @@ def write_page(
     }
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], TEMPLATE.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")
-
-
-def line_chart(series: Series, x_label: str, y_label: str) -> str:
-    """Lines with a legend below, as SVG. Points that are not finite are left out."""
-    series = {
-        label: [(x, y) for x, y in zip(*points, strict=True) if np.isfinite(y)] for label, points in series.items()
-    }
-    points = np.array([point for line in series.values() for point in line])
-    (x_low, y_low), (x_high, y_high) = points.min(axis=0), points.max(axis=0)
-    y_low, y_high = np.floor(y_low - 0.2), np.ceil(y_high + 0.2)
-    width, height = PLOT
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (width - LEFT - RIGHT) * (x - x_low) / max(x_high - x_low, 1e-9)
-        return across, height - BOTTOM - (height - BOTTOM - TOP) * (y - y_low) / (y_high - y_low)
-
-    drawn = []
-    for y in np.arange(y_low, y_high + 1, max(1, round((y_high - y_low) / 6))):
-        down = place(x_low, y)[1]
-        drawn.append(f'<path class="rule" d="M{LEFT} {down:.1f}H{width - RIGHT}"/>')
-        drawn.append(f'<text class="quiet" x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{y:g}</text>')
-    ends = -np.inf
-    for x in np.unique(points[:, 0]):
-        across = place(x, y_low)[0]
-        if across < ends + 36:
-            continue  # its label would touch the one before
-        ends = across
-        drawn.append(
-            f'<text class="quiet" x="{across:.1f}" y="{height - BOTTOM + 15}" text-anchor="middle">{x:g}</text>'
-        )
-    drawn.append(f'<text class="quiet" x="{width - RIGHT}" y="{height - 4}" text-anchor="end">{x_label}</text>')
-    for index, line in enumerate(series.values()):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        colour = f"var(--s{index % COLOURS})"
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        if len(line) <= 16:
-            drawn += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in (place(*p) for p in line)
-            ]
-    for index, label in enumerate(series):
-        down = height + 12 + 17 * index
-        drawn.append(f'<rect x="{LEFT}" y="{down - 8}" width="14" height="4" fill="var(--s{index % COLOURS})"/>')
-        drawn.append(f'<text x="{LEFT + 20}" y="{down - 1}">{html.escape(label)}</text>')
-    box = f"0 0 {width} {height + 17 * len(series) + 4}"
-    return f'<figcaption>{html.escape(y_label)}</figcaption><svg viewBox="{box}" role="img">{"".join(drawn)}</svg>'
 
 
 def _facts(settings: Mapping, seconds: Mapping[str, float]) -> str:

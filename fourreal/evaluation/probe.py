@@ -2,15 +2,15 @@
 
     kept       as they are
     silent     zeros
-    foreign    those of another scene at the same noise level, cells given alike
+    foreign    those of another scene, itself as it is: the grid before, at the same noise level, the same cells given
 
 What the score loses is what the message was worth: a model that scores the same with another scene's messages has parameters
 there, not communication. The same is done to every condition. Beside it, layer by layer,
 
-    strength   |what a stream is sent| / |the stream|          gap    |x_v - x_t|^2 / ((|x_v|^2 + |x_t|^2) / 2)
+    strength   |what a stream is sent| / |that stream then|          gap    |x_v - x_t|^2 / ((|x_v|^2 + |x_t|^2) / 2)
 
-A message is what `Run.changed` lets out of a stream: what a sync layer adds to the other one (soft, hard), what the block over
-either axis adds (sequential), the keys and values that other views see (fused).
+A message is what `Run.changed` lets out of a stream, once a layer: what a sync layer adds to the other one (soft, hard), what
+the block over either axis adds (sequential), the keys and values that other views see (fused).
 """
 
 import dataclasses
@@ -19,25 +19,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, UInt8
 
-from fourreal.codecs import Codec, PixelCodec, to_latents
+from fourreal.codecs import Codec, PixelCodec
 from fourreal.conditions import Conditions
-from fourreal.conditions.condition import complete, without
 from fourreal.diffusion.denoiser import Denoiser
-from fourreal.diffusion.flow import clean, interpolate, stream_gap
+from fourreal.diffusion.noise import cell_noise
 from fourreal.errors import UserError
-from fourreal.grid import Known, shown
+from fourreal.evaluation.evaluate import EvaluationGrid
+from fourreal.evaluation.interchange import FOREIGN, KEPT, SILENT, Scenes, answer, listen
+from fourreal.evaluation.scoring import EXACT
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import Params
-from fourreal.models.fusions import Probe
+from fourreal.sampling.pipeline import GridPipeline
 
-KEPT, SILENT, FOREIGN = range(3)
 CHANGES = ("kept", "silent", "foreign")
+MESSAGES = "messages"
 SIGMAS = (0.3, 0.5, 0.7, 0.9, 1.0)
-TOGETHER = 8  # grids in one program
+TOGETHER = 8  # grids in one program, whose messages of all layers are in memory
 
 
 class Row(NamedTuple):
@@ -53,20 +55,12 @@ class Row(NamedTuple):
     """of which layer, from 0; None: of all"""
     sigma: float
     psnr: list[float]
-    """of every grid, over the unknown pixels asked for"""
-
-    @property
-    def label(self) -> str:
-        """As it stands in tables."""
-        if self.change == CHANGES[KEPT]:
-            return "as it is"
-        layer = "" if self.layer is None else f", layer {self.layer}"
-        return f"{self.what} {self.change}" + (f", {self.stream}" if self.stream else "") + layer
+    """of every grid in dB, over the unknown pixels asked for"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-    """What was found, layers from the first on."""
+    """What was found, layers from the first on; numbers without a grid are means over the grids."""
 
     rows: list[Row]
     heads_gap: list[float]
@@ -77,12 +71,12 @@ class Probed:
     """by the sending stream, then sigma and layer; of messages that are added to a stream"""
     sigmas: tuple[float, ...]
 
-    def mean(self, sigma: float, what: str = "messages", change: str = "kept", **of: Any) -> float:
+    def mean(self, sigma: float, what: str = MESSAGES, change: str = "kept", **of: Any) -> float:
         """The mean PSNR of a row."""
         return float(np.mean(self.psnr(sigma, what, change, **of)))
 
     def psnr(
-        self, sigma: float, what: str = "messages", change: str = "kept", stream: str | None = None, layer: Any = None
+        self, sigma: float, what: str = MESSAGES, change: str = "kept", stream: str | None = None, layer: Any = None
     ) -> Float[np.ndarray, "grids"]:
         """The PSNR of every grid of a row. Raises KeyError where there is none."""
         for row in self.rows:
@@ -94,6 +88,35 @@ class Probed:
         """All of it as plain lists, numbers to four digits."""
         found = dataclasses.asdict(self) | {"rows": [row._asdict() for row in self.rows]}
         return jax.tree.map(lambda x: round(x, 4) if isinstance(x, float) else x, found)
+
+
+class Change(NamedTuple):
+    """What a row changes: as the row says it, and as a model is asked for it."""
+
+    what: str
+    change: str
+    stream: str | None
+    layer: int | None
+    messages: dict[str, np.ndarray]
+    """KEPT, SILENT or FOREIGN by stream, then layer"""
+    conditions: dict[str, int]
+    """the same by name"""
+
+
+def probe_pipeline(pipe: GridPipeline, grids: Sequence[EvaluationGrid], sigmas: Sequence[float] = SIGMAS) -> Probed:
+    """Probes a checkpoint on grids whose truth is known; with their cameras, where it takes them and all grids have some."""
+    frames, given = (np.stack([getattr(grid, name) for grid in grids]) for name in ("truth", "given"))
+    views, times, *size = frames.shape[1:5]
+    shape = pipe.config.codec.shape(times, *size)
+    noise = np.stack([cell_noise(index, views, shape[0], shape[1:]) for index in range(len(grids))])
+    told: Conditions = {}
+    if pipe.cameras_taken and all(grid.cameras is not None for grid in grids):
+        each = [pipe.told({"cameras": grid.cameras}, views, times) for grid in grids]
+        told = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
+    with jax.set_mesh(pipe.mesh):
+        return probe(
+            pipe.denoiser, pipe.params, frames, given, noise, told, codec=pipe.config.codec, sigmas=tuple(sigmas)
+        )
 
 
 def probe(
@@ -109,7 +132,7 @@ def probe(
     layers: bool = True,
     where: Bool[np.ndarray, "n v t h w"] | None = None,
 ) -> Probed:
-    """Probes a model on some grids, at least two, in the order in which they lend each other messages.
+    """Probes a model on some grids, each of which is lent the messages of the one before it, the first those of the last.
 
     Args:
         denoiser: of the model; its readout is what is scored.
@@ -122,136 +145,72 @@ def probe(
         sigmas: noise levels.
         layers: also change every layer's messages by themselves.
         where: pixels to score; only those of unknown cells count. None: all of these.
+
+    Raises UserError for less than two grids, other cells given in one than in another, and a grid without a pixel to score.
     """
-    if len(frames) < 2 or not (given == given[:1]).all():
-        raise UserError(
-            f"a probe takes messages from other grids: expected two or more with the same given cells, found {len(frames)}"
-        )
-    unknown = ~given[..., None, None] if where is None else ~given[..., None, None] & where
-    depth = jax.tree.leaves(params["base"]["blocks"])[0].shape[0]
-    told = conditions or {}
-    cells = np.stack([codec.known(mask) for mask in given])
-    names, streams = _told(denoiser, told, noise, cells), _senders(denoiser, params, noise, cells, told)
-    ask = jax.jit(functools.partial(_answer, denoiser, codec))
-    parts = np.array_split(np.arange(len(frames)), max(1, len(frames) // TOGETHER))
+    if len(frames) < 2:
+        raise UserError("a probe lends a grid the messages of another one: expected two grids or more, found 1")
+    if not (given == given[:1]).all():
+        raise UserError("a probe lends messages from grid to grid: expected the same given cells in all grids")
+    unknown = np.broadcast_to(
+        ~given[..., None, None] if where is None else ~given[..., None, None] & where, frames.shape[:5]
+    )
+    if not unknown.any((1, 2, 3, 4)).all():
+        raise UserError("a probe scores unknown pixels: expected some in every grid, found a grid without")
+    weights = params, codec.parameters()
+    scenes = Scenes(frames, codec.known(given), np.asarray(noise), dict(conditions or {}))
+    mesh = jax.sharding.get_mesh()
+    whole = None if mesh.empty else NamedSharding(mesh, P())  # every process can read the results
+    lend = jax.jit(functools.partial(listen, denoiser, codec), out_shardings=(None, whole))
+    ask = jax.jit(functools.partial(answer, denoiser, codec), out_shardings=whole)
 
-    def run(sigma: float, modes: Mapping[str, np.ndarray], changed: Mapping[str, int]) -> list[Any]:
-        """What every part answers."""
-        answers = []
-        for part in parts:
-            values = jax.tree.map(lambda x: x[part], told)  # noqa: B023
-            level = np.float32(sigma)
-            answers.append(ask(params, frames[part], cells[part], noise[part], values, level, modes, changed))
-        return answers
-
-    rows, heads_gap, gap, strength = [], [], [], {}
-    nothing = {stream: np.zeros(depth, np.int32) for stream in streams}
-    keep = {name: KEPT for name in names}
-    changes = [("messages", KEPT, None, None, nothing, keep)]
-    for change in (SILENT, FOREIGN):
-        for stream in [None, *(streams if len(streams) > 1 else [])]:
-            chosen = {s: np.full(depth, change * (stream in (None, s)), np.int32) for s in streams}
-            changes += [("messages", change, stream, None, chosen, keep)] if streams else []
-        for stream in streams if layers else []:
-            for layer in range(depth):
-                chosen = nothing | {stream: change * np.eye(depth, dtype=np.int32)[layer]}
-                changes.append(("messages", change, stream, layer, chosen, keep))
-        changes += [(name, change, None, None, nothing, keep | {name: change}) for name in names]
+    parts = _parts(len(frames))
+    lent, _ = jax.eval_shape(lend, *weights, scenes.some(parts[0]), np.float32(1))
+    depths = {stream: jax.tree.leaves(message)[0].shape[0] for stream, message in lent.messages.items()}
+    changes = _changes(depths, list(lent.conditions), layers)
+    rows, means = [], []
     for sigma in sigmas:
-        for what, change, stream, layer, modes, changed in changes:
-            answers = run(sigma, modes, changed)
-            out = np.concatenate([np.asarray(answer[0]) for answer in answers])
-            scores = [min(psnr(*each), 99.0) for each in zip(out, frames, unknown, strict=True)]
-            rows.append(Row(what, CHANGES[change], stream, layer, sigma, scores))
-            if change == KEPT:
-                seen = jax.tree.map(lambda *x: np.concatenate(x, axis=-1).mean(axis=-1), *(a[1] for a in answers))
-                heads = np.concatenate([np.asarray(a[2]) for a in answers])
-                if "gap" in seen:
-                    gap.append(seen.pop("gap").tolist())
-                    heads_gap.append(float(heads.mean()))
-                for name, values in seen.items():
-                    strength.setdefault(name, []).append(values.tolist())
-    return Probed(rows, heads_gap, gap, strength, tuple(sigmas))
+        answers, seen = [], []
+        for part in parts:
+            lent, shows = lend(*weights, scenes.some(part - 1), np.float32(sigma))
+            given_to = (*weights, scenes.some(part), lent, np.float32(sigma))
+            answers.append([np.asarray(ask(*given_to, one.messages, one.conditions)) for one in changes])
+            seen.append(shows)
+        for one, found in zip(changes, zip(*answers, strict=True), strict=True):
+            each = zip(np.concatenate(found), frames, unknown, strict=False)  # the last part may begin anew
+            rows.append(Row(*one[:4], sigma, [min(psnr(*grid), EXACT) for grid in each]))
+        means.append(jax.tree.map(lambda *x: np.concatenate(x, axis=-1)[..., : len(frames)].mean(-1).tolist(), *seen))
+    two = means[0].gap is not None
+    return Probed(
+        rows,
+        [mean.heads_gap for mean in means] if two else [],
+        [mean.gap for mean in means] if two else [],
+        {stream: [mean.strength[stream] for mean in means] for stream in means[0].strength},
+        tuple(sigmas),
+    )
 
 
-def _told(denoiser: Denoiser, conditions: Conditions, noise: Any, cells: Any) -> list[str]:
-    """The names of the conditions that the model sees, given or by default."""
-    return list(jax.eval_shape(lambda x: complete(denoiser.conditions, conditions, Known(x, cells)), noise))
+def _parts(count: int) -> list[np.ndarray]:
+    """The places of some grids in parts of one size, which one program serves; the last part may begin anew."""
+    parts = -(-count // TOGETHER)
+    size = -(-count // parts)
+    return np.split(np.arange(parts * size) % count, parts)
 
 
-def _senders(denoiser: Denoiser, params: Params, noise: Any, cells: Any, conditions: Conditions) -> list[str]:
-    """The names of the streams that send messages."""
-    found: dict[str, None] = {}
-
-    def listen(message: Any, layer: Any, stream: str) -> Any:
-        found[stream] = None
-        return message
-
-    def trace(x: Any) -> Any:
-        return denoiser.heads(params, x, jnp.float32(1), Known(x, cells), conditions, probe=Probe(exchange=listen))
-
-    jax.eval_shape(trace, noise)
-    return list(found)
-
-
-def _answer(
-    denoiser: Denoiser,
-    codec: Codec,
-    params: Params,
-    frames: Any,
-    cells: Any,
-    noise: Any,
-    conditions: Conditions,
-    sigma: Any,
-    modes: Mapping[str, Any],
-    changed: Mapping[str, Any],
-) -> tuple[Any, dict[str, Any], Any]:
-    """(the frames that the model answers, what it shows by layer [layers n], the gap of its heads [n])."""
-    codec_params = codec.parameters()
-    x0 = to_latents(codec, codec_params, frames)
-    known = Known(x0, cells)
-    x = interpolate(x0, noise, jnp.broadcast_to(sigma, known.mask.shape))
-    told = complete(denoiser.conditions, conditions, shown(known))
-    for name, mode in changed.items():
-        null = without(denoiser.conditions, told, frozenset({name}))[name]
-        told[name] = jax.tree.map(functools.partial(_changed, mode), told[name], null)
-    sent: dict[str, Any] = {}
-
-    def exchange(message: Any, layer: Any, stream: str) -> Any:
-        if isinstance(message, jax.Array):
-            sent[stream] = _size(message)
-        return jax.tree.map(lambda x: _changed(modes[stream][layer], x, jnp.zeros_like(x)), message)
-
-    def observe(streams: Mapping[str, Any]) -> dict[str, Any]:
-        of = {"view": "time", "time": "view"}  # whom a stream sends to
-        seen = {
-            name: jnp.sqrt(size / _size(streams.get(of.get(name, name), next(iter(streams.values())))))
-            for name, size in sent.items()
-        }
-        return seen | ({"gap": stream_gap(streams["view"], streams["time"], 1.0)} if len(streams) == 2 else {})
-
-    heads, seen_x, level = denoiser.heads(params, x, sigma, known, told, probe=Probe(exchange, observe))
-
-    def x0_of(output: Any) -> Any:
-        return jnp.where(known.mask[..., None, None, None], x0, clean(output, seen_x, level, denoiser.prediction))
-
-    answer = x0_of(heads.readout)
-    gap = jnp.zeros(len(frames))
-    if len(heads.streams) == 2:
-        view, time = map(x0_of, heads.streams.values())
-        mean = (view + time) / 2
-        gap = _squares(view - time) / jnp.maximum(_squares(mean - x0), 1e-12)
-    return codec.decode(codec_params, answer), heads.observed, gap
-
-
-def _changed(mode: Any, value: Any, null: Any) -> Any:
-    """A value as it is, its null, or that of the example before it."""
-    return jnp.where(mode == SILENT, null, jnp.where(mode == FOREIGN, jnp.roll(value, 1, axis=0), value))
-
-
-def _size(x: Float[Array, "b *axes"]) -> Float[Array, "b"]:
-    return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
-
-
-def _squares(x: Float[Array, "b *axes"]) -> Float[Array, "b"]:
-    return jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim)))
+def _changes(depths: Mapping[str, int], names: Sequence[str], layers: bool) -> list[Change]:
+    """What is changed, first of all nothing; `depths`: the layers of every stream that sends messages."""
+    nothing = {stream: np.full(depth, KEPT) for stream, depth in depths.items()}
+    keep = dict.fromkeys(names, KEPT)
+    changes = [Change(MESSAGES, CHANGES[KEPT], None, None, nothing, keep)]
+    for number in (SILENT, FOREIGN):
+        change, all_of = CHANGES[number], {stream: np.full(depth, number) for stream, depth in depths.items()}
+        if depths:
+            changes.append(Change(MESSAGES, change, None, None, all_of, keep))
+        for stream in depths if len(depths) > 1 else ():
+            changes.append(Change(MESSAGES, change, stream, None, nothing | {stream: all_of[stream]}, keep))
+        for stream, depth in depths.items() if layers else ():
+            for layer in range(depth):
+                one = nothing | {stream: np.where(np.arange(depth) == layer, number, KEPT)}
+                changes.append(Change(MESSAGES, change, stream, layer, one, keep))
+        changes += [Change(name, change, None, None, nothing, keep | {name: number}) for name in names]
+    return changes
