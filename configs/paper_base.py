@@ -2,7 +2,7 @@
 
 No hints, no copying: the network returns the velocity, which at this size it can. `paper_sync.py` freezes it.
 
-fourreal data render --out data/dense32 --size 32 --views 8 --times 8 --sweep 15 60 --train 3000 --test 64
+fourreal data render --out data/dense32 --size 32 --views 8 --sweep 15 60 --train 3000
 python train.py configs/paper_base.py
 python train.py configs/paper_sync.py --init-from runs/paper_base
 """

@@ -134,11 +134,12 @@ def with_parts_left_out(pipe: GridPipeline) -> dict[str, GridPipeline]:
     Only models of two streams have the first; after hard fusion both streams are one, so there the output is the same.
     """
     spec, variants = pipe.config, {}
-    if spec.grid.fusion in ("soft", "none"):  # after a hard sync both streams are one
+    kind = spec.grid.make_fusion().kind
+    if kind in ("soft", "none"):  # after a hard sync both streams are one
         for stream in ("time", "view"):
             config = dataclasses.replace(spec.grid, readout=stream)
             variants[f"{stream} stream only"] = (config, pipe.params)
-    if spec.grid.fusion != "none":
+    if kind != "none":
         _, base = split_params(pipe.params, model_table(spec.model, spec.grid), "sync")
         variants["streams never meet"] = (GridDiTConfig(fusion="none"), base)
     return {

@@ -27,6 +27,7 @@ from fourreal.diffusion.samplers import Sampler
 from fourreal.diffusion.stage import Stage
 from fourreal.errors import UserError
 from fourreal.models.build import Params, model_table, split_model
+from fourreal.models.fusions import Base
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.options import import_extensions
 from fourreal.parallel import layout
@@ -193,7 +194,7 @@ def load_pipeline(
     """
     import_extensions(extensions)
     folder, spec = weights_folder(name), describe_checkpoint(name)
-    if spec.grid.fusion == "base":
+    if isinstance(spec.grid.make_fusion(), Base):
         raise UserError(f"{name} is a base on clips: train a grid model on it first (train.py ... --init-from {name})")
     _, shapes = split_model(spec.model, spec.grid)
     with open_weights(folder) as tensors:

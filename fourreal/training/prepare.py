@@ -23,6 +23,7 @@ from fourreal.errors import UserError
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.watchdog import Watchdog
 from fourreal.models.build import Params, model_table, split_model
+from fourreal.models.fusions import Fused
 from fourreal.nn.kernels import resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import describe
@@ -170,7 +171,8 @@ def spec_of(config: TrainConfig, frames: np.ndarray) -> ModelSpec:
         merged, down, across = codec.factors
         times = next(n for n in range(merged * data.times, 0, -1) if _latents(codec, n) == data.times)
         height, width = height * down, width * across
-    if grid.fusion == "fused" and grid.stride is None:
+    fusion = grid.make_fusion()
+    if isinstance(fusion, Fused) and fusion.stride is None:
         grid = dataclasses.replace(grid, stride=len(codec.groups(times)))
     return ModelSpec(config.model, grid, data.views, times, (height, width), config.sigma.shift, codec)
 

@@ -333,6 +333,9 @@ def test_streams_that_meet_every_second_layer_and_after_the_last_tell_nothing_in
     for layer, meets in enumerate((False, True, True)):
         changed = max(np.abs(out - whole[name]).max() for name, out in without(layer).items())
         assert (changed > 0.01) == meets and (meets or changed == 0)
+    kept, _ = asked(tiny, base, grid, Probe(exchange=lambda message, number, stream: message))(params, *inputs)
+    for name, out in whole.items():
+        np.testing.assert_allclose(kept[name], out, atol=TOLERANCE)
     every, _ = asked(tiny, base, GridDiTConfig(f"{fusion}:every=1"))(params, *inputs)
     assert max(np.abs(out - whole[name]).max() for name, out in every.items()) > 0.01
 

@@ -5,10 +5,12 @@ time stream  [b v t s d]   base block over each of the V fixed-view clips,   con
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fourreal.errors import UserError
@@ -95,4 +97,6 @@ class Synchronized(TwoStreams):
             return super().meet(sync, streams, run)
         done = run.layer + 1
         now = (done % self.every == 0) | (done == run.base.config.depth)
+        if run.probe.exchange is not None:  # what it hears must not stay inside a branch
+            return jax.tree.map(functools.partial(jnp.where, now), self.synchronize(sync, streams, run), streams)
         return jax.lax.cond(now, lambda both: self.synchronize(sync, both, run), lambda both: both, streams)
