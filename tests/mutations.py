@@ -53,6 +53,7 @@ HINTS = "conditions/test_hints.py::test_"
 RAYS = "geometry/test_rays.py::test_"
 LAYOUT = "parallel/test_layout.py::test_"
 WEIGHTS = "checkpoints/test_weights.py::test_"
+ROLL = "data/test_shift_and_roll.py::test_"
 FLOW = "diffusion/test_flow.py::test_"
 DENOISER = "diffusion/test_denoiser.py::test_"
 GUIDANCE = "diffusion/test_guidance.py::test_"
@@ -414,6 +415,24 @@ BREAKS = [
         "jnp.where(left_out[..., None, None, None], 1.0, 1.0 if",
         FLOW + "loss_is_the_mean_over_each_examples_own_unknown_valid_pixels[u]",
     ),
+    Break(
+        "diffusion/flow.py",
+        "jnp.minimum(1.0, most * jnp.square(per_cell(sigma)))",
+        "jnp.minimum(1.0, most * per_cell(sigma))",
+        FLOW + "loss_with_a_largest_weight_is_the_weighted_squared_error_of_x0[5.0-u]",
+    ),
+    Break(
+        "diffusion/flow.py",
+        "jax.lax.stop_gradient(size)",
+        "size",
+        FLOW + "gap_has_no_gradient_through_its_denominator",
+    ),
+    Break(
+        "diffusion/flow.py",
+        "jax.random.bernoulli(jax.random.fold_in(key, 1), config.pure)",
+        "jax.random.bernoulli(key, config.pure)",
+        FLOW + "share_of_pure_noise_is_that_asked_for_and_leaves_the_other_draws_alone",
+    ),
     Break("diffusion/flow.py", "shift * sigma / (1.0", "sigma / (1.0", FLOW + "shift_multiplies_the_odds_of_noise"),
     Break(
         "diffusion/guidance.py",
@@ -508,6 +527,36 @@ BREAKS = [
         "moved = (step + 1) % config.accumulate == 0",
         "moved = True",
         OPTIMIZER + "average_follows_its_formula_at_every_update[3]",
+    ),
+    Break(
+        "training/optimizer.py",
+        '== "sync", params)',
+        '!= "sync", params)',
+        OPTIMIZER + "learning_rate_of_the_sync_layers_scales_their_updates_and_no_others[1]",
+    ),
+    Break(
+        "training/step.py",
+        " / len(heads.streams)",
+        "",
+        STEP + "loss_of_the_heads_is_the_mean_of_each_streams_own_beside_that_of_the_readout[5.0]",
+    ),
+    Break(
+        "training/step.py",
+        "(jnp.arange(layers) + 1) / layers",
+        "jnp.arange(layers) / layers",
+        STEP + "loss_of_the_gap_is_the_mean_over_layers_and_cells_with_its_weight[depth]",
+    ),
+    Break(
+        "data/sources/shift_and_roll.py",
+        "pixels - depth * shift[:, None]",
+        "pixels - shift[:, None]",
+        ROLL + "sprites_move_before_a_background_that_stands_still_in_time",
+    ),
+    Break(
+        "data/sources/shift_and_roll.py",
+        "own_time + own_view - whole",
+        "own_time + own_view - own_time.mean(1, keepdims=True)",
+        ROLL + "floors_of_sprites_are_the_means_over_all_shifts_and_rolls",
     ),
     Break(
         "training/state.py",
