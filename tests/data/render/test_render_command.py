@@ -222,7 +222,14 @@ def test_an_interrupted_rendering_says_that_it_goes_on_and_does(tmp_path):
     )
     command = [sys.executable, "-m", "fourreal", "data", "render", *options.split()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     parts = partial_folder(tmp_path / "grids") / "parts"
     deadline = time.monotonic() + 180
     while not list(parts.glob("*.json")) and time.monotonic() < deadline:
