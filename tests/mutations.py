@@ -65,11 +65,49 @@ STEP = "training/test_step.py::test_"
 CHECKPOINT = "training/test_orbax.py::test_"
 LOG = "training/test_log.py::test_"
 ABLATION = "evaluation/test_ablation.py::test_"
+PROBE = "evaluation/test_probe.py::test_"
 MASKS = "data/test_masks.py::test_"
 BATCHES = "data/test_batches.py::test_"
 RECORDS = "data/test_records.py::test_"
 
 BREAKS = [
+    # evaluation/probe.py, interchange.py
+    Break(
+        "evaluation/probe.py",
+        "scenes.some(part - 1)",
+        "scenes.some(part)",
+        PROBE + "foreign_messages_of_the_last_layer_are_the_answer_of_the_scene_before",
+    ),
+    Break(
+        "evaluation/probe.py",
+        "zip(np.concatenate(found), frames,",
+        "zip(np.concatenate(found[::-1]), frames,",
+        PROBE + "several_programs_say_the_same_as_one",
+    ),
+    Break(
+        "evaluation/interchange.py",
+        "jax.tree.map(lambda x: x[layer], lent.messages[stream])",
+        "jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), message)",
+        PROBE + "a_lender_is_itself_undisturbed",
+    ),
+    Break(
+        "evaluation/interchange.py",
+        "messages[stream][layer], message, jax.tree.map(jnp.zeros_like, message)",
+        "messages[stream][layer], message, message",
+        PROBE + "silent_messages_of_the_last_layer_leave_a_head_of_zeros",
+    ),
+    Break(
+        "evaluation/interchange.py",
+        "without(denoiser.conditions, told, frozenset({name}))[name]",
+        "told[name]",
+        PROBE + "hints_are_silent_as_without_them_and_foreign_as_those_of_the_scene_before",
+    ),
+    Break(
+        "evaluation/interchange.py",
+        '{"view": streams["time"], "time": streams["view"]}',
+        "streams",
+        PROBE + "strength_and_gap_are_those_of_the_streams_and_messages",
+    ),
     # sampling/pipeline.py
     Break(
         "sampling/pipeline.py",

@@ -34,9 +34,7 @@ def probe_section(probed: Mapping[str, Probed]) -> str:
 def main_lines(probed: Probed) -> Lines:
     """PSNR as it is, what each change of all layers makes of it, and how far the heads are apart."""
     found = [("as it is", [f"{probed.mean(sigma):.2f}" for sigma in probed.sigmas])]
-    rows = [row for row in _changed(probed) if row.layer is None]
-    first_seen = list(dict.fromkeys(row.what for row in rows))  # messages, then every condition
-    found += [(_label(row), _differences(probed, row)) for row in sorted(rows, key=lambda r: first_seen.index(r.what))]
+    found += [(_label(row), _differences(probed, row)) for row in _changed(probed) if row.layer is None]
     if probed.heads_gap:
         found.append(("heads apart", [f"{100 * gap:.1f}%" for gap in probed.heads_gap]))
     return found
@@ -48,8 +46,10 @@ def layer_lines(probed: Probed) -> Lines:
 
 
 def _changed(probed: Probed) -> list[Row]:
-    """The rows of the first noise level in which something is changed."""
-    return [row for row in probed.rows if row.sigma == probed.sigmas[0] and row.change != CHANGES[KEPT]]
+    """The rows of the first noise level in which something is changed: messages, then condition by condition."""
+    rows = [row for row in probed.rows if row.sigma == probed.sigmas[0] and row.change != CHANGES[KEPT]]
+    order = list(dict.fromkeys(row.what for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.what))
 
 
 def _label(row: Row) -> str:
@@ -63,7 +63,7 @@ def _difference(probed: Probed, row: Row, sigma: float) -> float:
 
 
 def _differences(probed: Probed, row: Row) -> list[str]:
-    return [f"{_difference(probed, row, sigma):+.2f}" for sigma in probed.sigmas]
+    return [f"{round(_difference(probed, row, sigma), 2) + 0.0:+.2f}" for sigma in probed.sigmas]  # -0.0 + 0.0 is 0.0
 
 
 def _grids(probed: Probed) -> str:
@@ -107,6 +107,9 @@ def _plots(name: str, probed: Probed) -> str:
             layers, values = effects.setdefault(_label(row._replace(layer=None)), ([], []))
             layers.append(row.layer)
             values.append(_difference(probed, row, last))
+    if effects:
+        layers = next(iter(effects.values()))[0]
+        effects = {"as it is": (layers, [0.0] * len(layers))} | effects
     gaps = {f"sigma {sigma:g}": _percent(values) for sigma, values in zip(sigmas, probed.gap, strict=False)}
     strengths = {
         f"{stream} stream's, sigma {sigma:g}": _percent(values)

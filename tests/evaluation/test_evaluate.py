@@ -237,15 +237,39 @@ def test_the_verb_writes_table_json_and_an_offline_page(checkpoint, bundled, cap
     assert not re.search(r"https?://|<script|<link|@import", page)
     assert page.count("data:image/webp;base64,") == 3 * 5  # three grids: given, truth, sample, two copies
     assert "during training" in page and "tiny, psnr_all" in page and "{{" not in page
+    assert "Probe" not in page and "probe" not in report and "probe" not in report["settings"]
 
     assert main("--checkpoint", str(checkpoint), *few, "--out", "report") == 2
     assert "add --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_with_probe_screen_json_and_page_say_what_messages_are_worth(checkpoint, bundled, capsys, tmp_path):
+    few = ("--grids", "3", "--seeds", "1", "--samples", "2", "--control-grids", "2", "--steps", "1", "--lpips", "none")
+    assert main("--checkpoint", str(checkpoint), *few, "--probe", "--out", "report") == 0
+    output = capsys.readouterr().out
+    for line in ("tiny, one step, mean over 2 grids", "messages foreign, view stream's", "hints silent"):
+        assert line in output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    found = report["probe"]["tiny"]
+    assert report["settings"]["probe"] == found["sigmas"] == [0.3, 0.5, 0.7, 0.9, 1.0]
+    scores = {tuple(row[name] for name in ("what", "change", "stream", "layer", "sigma")): row for row in found["rows"]}
+    kept, foreign, hints = (
+        scores[what, change, None, None, 1.0]["psnr"]
+        for what, change in (("messages", "kept"), ("messages", "foreign"), ("hints", "foreign"))
+    )
+    assert len(kept) == 2 and kept == foreign and kept != hints  # sync layers at zero: its streams say nothing
+    assert set(found["strength"]) == {"view", "time"} and not np.any(list(found["strength"].values()))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<h2>Probe</h2>") == 1 and "{{" not in page and not re.search(r"https?://|<script", page)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--steps", "0"), "--steps 0: give 1 to 1000"),
+        (("--probe", "--control-grids", "1"), "give --control-grids 2 or more, not 1"),
+        (("--probe", "--grids", "1"), "found 1 grid, give 2 or more"),
         (("--samples", "3"), "--samples 3"),
         (("--grids", "9"), "7 grids are bundled"),
         (("--given", "fixed_vew"), "fixed_vew"),

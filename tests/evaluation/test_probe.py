@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fourreal.checkpoints.specs import ModelSpec
 from fourreal.codecs import PixelCodec
+from fourreal.conditions import Cameras
 from fourreal.conditions.condition import complete, without
 from fourreal.diffusion.denoiser import Denoiser, make_denoiser
 from fourreal.diffusion.flow import interpolate
+from fourreal.diffusion.noise import cell_noise
 from fourreal.errors import UserError
 from fourreal.evaluation import probe as module
-from fourreal.evaluation.evaluate import given_cells
-from fourreal.evaluation.probe import MESSAGES, Probed, probe
+from fourreal.evaluation.evaluate import EvaluationGrid, given_cells
+from fourreal.evaluation.probe import MESSAGES, Probed, probe, probe_pipeline
+from fourreal.geometry.trajectories import trajectory
 from fourreal.grid import Known, shown, to_unit
 from fourreal.metrics.pixels import psnr
 from fourreal.models import GridDiTConfig, Probe
 from fourreal.models.build import split_model
+from fourreal.sampling.pipeline import GridPipeline
 
 VIEWS, TIMES, SIZE, SIGMA = 2, 3, 4, 0.7
 ROUND_OFF = 2e-3  # dB: one of the 144 levels compared, rounded the other way by another program
@@ -257,3 +262,35 @@ def test_grids_that_cannot_be_probed_are_refused_in_a_line(tiny, change, message
     with pytest.raises(UserError, match=message) as error:
         probe(make_denoiser(base, grid), split_model(base, grid)[1], *change(scenes(2)))
     assert "\n" not in str(error.value)
+
+
+class Pipeline:
+    """What a probe takes from a pipeline that can be told cameras."""
+
+    cameras_taken, denoiser, params, told = True, "denoiser", "params", GridPipeline.told
+
+    def __init__(self, base):
+        self.config = ModelSpec(base, GridDiTConfig("soft"), VIEWS, TIMES, (SIZE, SIZE))
+        self.mesh = jax.make_mesh((1,), ("data",))
+
+
+@pytest.mark.parametrize("all_have", [True, False])
+def test_a_checkpoint_is_probed_with_the_noise_of_each_grid_and_its_cameras_if_all_have_some(
+    tiny, monkeypatch, all_have
+):
+    grids = scenes(2)
+    poses = [trajectory(f"orbit:{degrees}", VIEWS, (SIZE, SIZE)) for degrees in (20, 40)]
+    listed = [EvaluationGrid(*each) for each in zip(grids.frames, grids.given, poses, strict=True)]
+    if not all_have:
+        listed[1] = EvaluationGrid(grids.frames[1], grids.given[1])
+    monkeypatch.setattr(module, "probe", lambda *arguments, **options: (arguments, options))
+    (denoiser, params, frames, given, noise, told), options = probe_pipeline(
+        Pipeline(tiny.config(cameras=True)), listed, [0.5]
+    )
+    assert (denoiser, params, options["sigmas"]) == ("denoiser", "params", (0.5,))
+    np.testing.assert_array_equal(frames, grids.frames)
+    np.testing.assert_array_equal(given, grids.given)
+    np.testing.assert_array_equal(noise, [cell_noise(seed, VIEWS, TIMES, (SIZE, SIZE, 3)) for seed in range(2)])
+    assert set(told) == ({Cameras.kind} if all_have else set())
+    if all_have:
+        np.testing.assert_allclose(told["cameras"].c2w, [pose.c2w for pose in poses], atol=1e-6)
