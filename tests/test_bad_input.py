@@ -676,6 +676,11 @@ ROWS = [
         ("is broken", COPY),
         bad.cut("base/model.safetensors", 0.5),
     ),
+    Row(
+        "nothing to train",
+        f"{TRAIN} --trains sync --grid.fusion none --init-from base",
+        ("trains is 'sync' with grid.fusion none", "nothing trains", "give soft or hard"),
+    ),
     Row("nothing to keep frozen", f"{TRAIN} --trains sync", ("trains is 'sync'", "name the base", "--init-from")),
     Row("config file that is empty", TRAIN, ("sets no CONFIG", "see configs/"), bad.content("config.py", "")),
     Row(

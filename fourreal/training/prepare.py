@@ -34,7 +34,7 @@ from fourreal.training.initialize import initial_params
 from fourreal.training.log import MetricsWriter
 from fourreal.training.orbax import Checkpoints
 from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, make_folder
-from fourreal.training.state import State, fresh_state, join_params
+from fourreal.training.state import State, fresh_state, join_params, split_params
 from fourreal.training.step import fusion_of, make_train_step
 from fourreal.training.validation import make_validation
 
@@ -120,6 +120,12 @@ def prepare(
         raise UserError(
             f"trains is '{config.trains}': name the base that stays frozen with --init-from, as runs/nano_base"
         )
+    table, (_, shapes) = model_table(config.model, config.grid), split_model(config.model, config.grid)
+    if not jax.tree.leaves(split_params(shapes, table, config.trains)[0]):
+        raise UserError(
+            f"trains is '{config.trains}' with grid.fusion {config.grid.fusion}, which has no sync layers, so nothing trains: "
+            "give soft or hard, or --grid.matched"
+        )
     part = layout.share_of_batch(fusion_of(config).lead, config.data.batch_size)
     data = Batches(config.data, config.model.conditions, config.codec)
     batches = data.train(start_step=done, process=part[0], process_count=part[1])
@@ -128,7 +134,6 @@ def prepare(
     spec = spec_of(config, batch["frames"])
     mesh = jax.sharding.get_mesh()
     kernel = resolve_kernel(config.attention, mesh.devices.flat[0].platform, config.model.head_size, config.model.dtype)
-    table = model_table(config.model, config.grid)
     layout.check_widths(config.model)
     denoiser = make_denoiser(config.model, config.grid, kernel)
     codec = config.codec.parameters()
@@ -136,7 +141,6 @@ def prepare(
     evaluators = (*evaluators, make_validation(denoiser, config, placed(codec)))
     watchdog.at(done, "restoring" if done else "initializing")
     if done:
-        _, shapes = split_model(config.model, config.grid)
         shapes = layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
         state = checkpoints.restore(shapes)
         origin = f"resumed after {done} steps"
