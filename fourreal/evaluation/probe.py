@@ -34,6 +34,7 @@ from fourreal.evaluation.interchange import FOREIGN, KEPT, SILENT, Scenes, answe
 from fourreal.evaluation.scoring import EXACT
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import Params
+from fourreal.parallel.mesh import MeshConfig, make_mesh
 from fourreal.sampling.pipeline import GridPipeline
 
 CHANGES = ("kept", "silent", "foreign")
@@ -104,7 +105,10 @@ class Change(NamedTuple):
 
 
 def probe_pipeline(pipe: GridPipeline, grids: Sequence[EvaluationGrid], sigmas: Sequence[float] = SIGMAS) -> Probed:
-    """Probes a checkpoint on grids whose truth is known; with their cameras, where it takes them and all grids have some."""
+    """Probes a checkpoint on grids whose truth is known; with their cameras, where it takes them and all grids have some.
+
+    On all devices of the pipeline, a model of fusion `fused` on the first one.
+    """
     frames, given = (np.stack([getattr(grid, name) for grid in grids]) for name in ("truth", "given"))
     views, times, *size = frames.shape[1:5]
     shape = pipe.config.codec.shape(times, *size)
@@ -113,10 +117,12 @@ def probe_pipeline(pipe: GridPipeline, grids: Sequence[EvaluationGrid], sigmas: 
     if pipe.cameras_taken and all(grid.cameras is not None for grid in grids):
         each = [pipe.told({"cameras": grid.cameras}, views, times) for grid in grids]
         told = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
-    with jax.set_mesh(pipe.mesh):
-        return probe(
-            pipe.denoiser, pipe.params, frames, given, noise, told, codec=pipe.config.codec, sigmas=tuple(sigmas)
-        )
+    mesh, params = pipe.mesh, pipe.params
+    if mesh.size > 1 and pipe.config.grid.fusion == "fused":  # a probe does not reach into what each device does alone
+        mesh = make_mesh(MeshConfig(), [mesh.devices.flat[0]])
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+    with jax.set_mesh(mesh):
+        return probe(pipe.denoiser, params, frames, given, noise, told, codec=pipe.config.codec, sigmas=tuple(sigmas))
 
 
 def probe(

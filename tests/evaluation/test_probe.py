@@ -24,6 +24,7 @@ from fourreal.grid import Known, shown, to_unit
 from fourreal.metrics.pixels import psnr
 from fourreal.models import GridDiTConfig, Probe
 from fourreal.models.build import split_model
+from fourreal.parallel.mesh import MeshConfig, make_mesh
 from fourreal.sampling.pipeline import GridPipeline
 
 VIEWS, TIMES, SIZE, SIGMA = 2, 3, 4, 0.7
@@ -262,6 +263,27 @@ def test_grids_that_cannot_be_probed_are_refused_in_a_line(tiny, change, message
     with pytest.raises(UserError, match=message) as error:
         probe(make_denoiser(base, grid), split_model(base, grid)[1], *change(scenes(2)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["soft", "fused"])
+def test_four_devices_find_what_one_finds(tiny, fusion):
+    base, grid = tiny.config(hints=True, cameras=True), GridDiTConfig(fusion)
+    spec, cells = ModelSpec(base, grid, 2, 4, (SIZE, SIZE)), given_cells("view_and_time", 2, 4)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 2, 4, SIZE, SIZE, 3), dtype=np.uint8)
+    grids = [EvaluationGrid(truth, cells, trajectory("orbit:40", 2, (SIZE, SIZE))) for truth in frames]
+    one, four = (
+        probe_pipeline(GridPipeline(spec, tiny.params(base, grid), mesh=make_mesh(config, devices)), grids, [SIGMA])
+        for config, devices in (
+            (MeshConfig(), jax.local_devices()[:1]),
+            (MeshConfig(data=2, grid=2), jax.local_devices()[:4]),
+        )
+    )
+    assert [row[:5] for row in four.rows] == [row[:5] for row in one.rows]
+    for ours, theirs in zip(four.rows, one.rows, strict=True):
+        np.testing.assert_allclose(ours.psnr, theirs.psnr, atol=ROUND_OFF)
+    np.testing.assert_allclose(jax.tree.leaves(four.strength), jax.tree.leaves(one.strength), rtol=1e-5)
+    np.testing.assert_allclose(four.gap, one.gap, rtol=1e-5)
 
 
 class Pipeline:
