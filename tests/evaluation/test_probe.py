@@ -131,6 +131,7 @@ def test_strength_and_gap_of_streams_that_become_one(relay):
     np.testing.assert_allclose(relay.found.heads_gap, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "streams"),
     [

@@ -318,6 +318,7 @@ def test_nothing_of_another_view_gets_past_an_exchange_of_zeros(tiny, data, fusi
     assert np.abs(view_1(heard, data["x"]) - view_1(heard, other)).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["soft", "hard"])
 def test_streams_that_meet_every_second_layer_and_after_the_last_tell_nothing_in_the_others(tiny, data, fusion):
     base, grid = tiny.config(depth=3), GridDiTConfig(f"{fusion}:every=2")
