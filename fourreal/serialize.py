@@ -65,16 +65,7 @@ class Kind:
     @classmethod
     def from_text(cls, text: str) -> "Kind":
         """`NAME` or `NAME:field=value,field=value`, as on a command line."""
-        name, _, rest = text.partition(":")
-        values = {}
-        for part in filter(None, re.split(r",(?=\w+=)", rest)):  # a list has commas of its own
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise UserError(f"'{text}': expected NAME or NAME:field=value,...")
-            try:
-                values[key] = json.loads(value)
-            except ValueError:
-                values[key] = value
+        name, values = named_values(text)
         return from_json(cls, {"kind": name, **values})
 
     def to_text(self) -> str:
@@ -84,6 +75,21 @@ class Kind:
             if (value := getattr(self, field.name)) != field.default:
                 said.append(f"{field.name}={value if isinstance(value, str) else json.dumps(to_json(value))}")
         return name + (":" + ",".join(said) if said else "")
+
+
+def named_values(text: str) -> tuple[str, dict[str, Any]]:
+    """(the name, the values by field) of `NAME:field=value,...`; a field may be dotted, a value is JSON or plain text."""
+    name, _, rest = text.partition(":")
+    values = {}
+    for part in filter(None, re.split(r",(?=[\w.]+=)", rest)):  # a list has commas of its own
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"'{text}': expected NAME or NAME:field=value,...")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return name, values
 
 
 def _subclasses(cls: type) -> list[type]:

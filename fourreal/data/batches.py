@@ -159,8 +159,9 @@ class Batches:
                 for scene in found:
                     recorded = self._recorded(scenes, scene)
                     given = _firsts(*self._cells(scene)) & recorded.get("exists", True)
-                    subject = {name: scene.more[name] for name in ("subject",) if name in scene.more}
-                    examples.append(self._example(scene, given, recorded, None) | subject)
+                    examples.append(self._example(scene, given, recorded, None))
+                    if "subject" in scene.more:
+                        examples[-1]["subject"] = scene.more["subject"]
                 yield _stack(examples) | {"weight": weight}
 
     def open(self, split: str) -> Scenes:

@@ -62,6 +62,8 @@ class LossConfig:
     def __post_init__(self):
         if self.most is not None and self.most <= 0:
             raise UserError(f"loss.most is {self.most}: give a number above 0, or none")
+        if self.gap_weight not in ("even", "depth", "clean"):
+            raise UserError(f"loss.gap_weight is '{self.gap_weight}': expected even, depth or clean")
         for name in ("heads", "gap"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} is {getattr(self, name)}: give 0 or more")

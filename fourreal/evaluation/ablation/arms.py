@@ -11,13 +11,12 @@ The regime says what trains, `-linear` is the control of the one-stream fusions 
 import dataclasses
 import difflib
 import json
-import re
 from typing import Any
 
 from fourreal.data.masks import CLIPS, CutMix
 from fourreal.errors import UserError
 from fourreal.models.grid_dit import GridDiTConfig
-from fourreal.serialize import flat_settings, from_json, to_json
+from fourreal.serialize import flat_settings, from_json, named_values, to_json
 from fourreal.training.config import TrainConfig
 
 BASE = "base"
@@ -37,20 +36,11 @@ ARMS: dict[str, tuple[str, GridDiTConfig]] = {
 
 def parse_arm(name: str) -> tuple[str, dict[str, Any]]:
     """(the arm without its settings, the settings by dotted name). Raises UserError for a name of none."""
-    arm, _, rest = name.partition(":")
+    arm, settings = named_values(name)
     if arm != BASE and arm not in ARMS:
         near = difflib.get_close_matches(arm, ARMS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"there is no arm '{arm}': the arms are {', '.join((BASE, *ARMS))}{hint}")
-    settings = {}
-    for part in filter(None, re.split(r",(?=[\w.]+=)", rest)):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"arm '{name}': expected ARM:SETTING=VALUE,...")
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
     return arm, settings
 
 
