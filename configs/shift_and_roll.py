@@ -17,10 +17,7 @@ CONFIG = dataclasses.replace(
     train=dataclasses.replace(
         PLAIN.train,
         name="shift_and_roll",
-        model=dataclasses.replace(PLAIN.train.model, depth=6),
         data=dataclasses.replace(PLAIN.train.data, source=ShiftAndRoll("sprites")),
-        steps=3000,
-        eval_every=250,
     ),
-    base_steps=4000,
+    base_steps=2000,
 )

@@ -53,6 +53,9 @@ HINTS = "conditions/test_hints.py::test_"
 RAYS = "geometry/test_rays.py::test_"
 LAYOUT = "parallel/test_layout.py::test_"
 WEIGHTS = "checkpoints/test_weights.py::test_"
+MOVED_PIXELS = (
+    "motion/test_moved.py::test_moved_pixels_are_within_one_of_where_they_belong_and_most_that_a_source_shows_are_valid"
+)
 ROLL = "data/test_shift_and_roll.py::test_"
 FLOW = "diffusion/test_flow.py::test_"
 DENOISER = "diffusion/test_denoiser.py::test_"
@@ -199,7 +202,7 @@ BREAKS = [
     ),
     Break(
         "conditions/condition.py",
-        "c.filled(told[c.name]) if",
+        "c.filled(told[c.name], known) if",
         "told[c.name] if",
         CONDITION + "null_has_the_structure_of_what_a_caller_gives_so_that_branches_stack[cameras]",
     ),
@@ -744,10 +747,42 @@ BREAKS = [
         "metrics/test_statistics.py::test_interval_is_scipys_percentile_bootstrap",
     ),
     Break(
-        "metrics/transport.py",
-        "flow(frames[w, t], frames[w, s])",
-        "flow(frames[w, s], frames[w, t])",
-        "metrics/test_transport.py::test_transport_moves_the_views_frame_as_the_given_video_moves",
+        "metrics/moved_baselines.py",
+        "(frames[w, t], frames[w, s])",
+        "(frames[w, t], frames[w, t])",
+        "metrics/test_moved_baselines.py::test_where_nothing_moves_the_copy_stays_and_elsewhere_the_mean_of_all",
+    ),
+    # motion/
+    Break(
+        "motion/splat.py",
+        "moved.reshape(-1, picture.shape[-1])[target]",
+        "moved.reshape(-1, picture.shape[-1])[order]",
+        "motion/test_splat.py::test_every_valid_pixel_goes_where_its_motion_points_and_the_highest_rank_stays",
+    ),
+    Break(
+        "motion/moved.py",
+        "first[..., :2] + more[..., :2]",
+        "first[..., :2] + second[..., :2]",
+        MOVED_PIXELS + "[DIS-rectangles]",
+    ),
+    Break("motion/moved.py", "+ 128 * (field[..., 2] <= 1)", "+ 0", MOVED_PIXELS + "[DIS-rectangles]"),
+    Break(
+        "motion/moved.py",
+        "(*way.sources[::-1], 1 - way.share)",
+        "(*way.sources[::-1], way.share)",
+        MOVED_PIXELS + "[analytic-pairs]",
+    ),
+    Break(
+        "motion/moved.py",
+        "abs(w - v) / views + abs(s - t) / times",
+        "abs(w - v) + abs(s - t)",
+        "motion/test_moved.py::test_route_is_that_of_a_search[1]",
+    ),
+    Break(
+        "conditions/hints.py",
+        "nearest[..., :1, :, :, :3]",
+        "nearest[..., 1:, :, :, :3]",
+        "conditions/test_hints.py::test_moved_pictures_stand_beside_the_nearest_and_holes_show_that_of_the_view",
     ),
     # evaluation/
     Break(

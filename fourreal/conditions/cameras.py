@@ -18,7 +18,7 @@ from fourreal.conditions.condition import Condition, Embedded
 from fourreal.errors import UserError
 from fourreal.geometry.rays import RAY, check_cameras, plucker_rays
 from fourreal.geometry.trajectories import trajectory
-from fourreal.grid import Cells, patchify
+from fourreal.grid import Cells, Known, patchify
 from fourreal.nn.linear import linear
 from fourreal.parallel.layout import FSDP
 
@@ -70,7 +70,7 @@ class Cameras(Condition):
     def module(self, base: Any, rngs: nnx.Rngs) -> nnx.Module:
         return CameraRays(base, rngs=rngs)
 
-    def filled(self, value: scene.Cameras) -> scene.Cameras:
+    def filled(self, value: scene.Cameras, known: Known) -> scene.Cameras:
         return value if value.known is not None else value._replace(known=jnp.ones(np.shape(value.K)[:-3], bool))
 
     def null(self, value: scene.Cameras) -> scene.Cameras:

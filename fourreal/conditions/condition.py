@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from fourreal.errors import UserError
 from fourreal.grid import Cells, Known
@@ -72,8 +72,8 @@ class Condition(Kind):
         """The value where the caller gives none; None: the model does without."""
         return None
 
-    def filled(self, value: Any) -> Any:
-        """A caller's value with what it may leave open filled in, so that it has the structure of its null value."""
+    def filled(self, value: Any, known: Known) -> Any:
+        """A value with what it may leave open filled in, so that it has the structure of its null value."""
         return value
 
     def null(self, value: Any) -> Any:
@@ -85,6 +85,15 @@ class Condition(Kind):
 
         None where the model makes the value itself. Raises UserError for a scene that lacks what the condition needs.
         """
+        return None
+
+    def from_frames(
+        self,
+        frames: UInt8[np.ndarray, "v t h w 3"],
+        given: Bool[np.ndarray, "v t"],
+        valid: Bool[np.ndarray, "v t h w"] | None = None,
+    ) -> Any:
+        """What the host makes of the given frames of one grid where a caller says nothing; None: nothing."""
         return None
 
     def shapes(self, scene: Scene, given: Bool[np.ndarray, "v t"]) -> Any:
@@ -131,7 +140,7 @@ def complete(listed: Sequence[Condition], conditions: Conditions, known: Known) 
             expected = f"it takes {', '.join(names)}" if names else "it takes none"
             raise UserError(f"this model takes no {name}: {expected}; list it in VideoDiTConfig(conditions=...)")
     told = {name: value for name, value in conditions.items() if value is not None}
-    values = {c.name: c.filled(told[c.name]) if c.name in told else c.default(known) for c in listed}
+    values = {c.name: c.filled(told[c.name], known) if c.name in told else c.default(known) for c in listed}
     return {name: value for name, value in values.items() if value is not None}
 
 

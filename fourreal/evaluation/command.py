@@ -81,8 +81,6 @@ class Evaluate:
             raise UserError(
                 f"the checkpoints are for different grids (views, times, size): {shapes}; compare equal ones"
             )
-        import cv2  # noqa: F401  the transport baseline needs it; better now than after sampling
-
         networks = {"none": (), "both": ("alex", "vgg")}.get(self.lpips, (self.lpips,))
         lpips = {network: make_lpips(network) for network in networks}
         data = Path(self.data).expanduser() if self.data else None

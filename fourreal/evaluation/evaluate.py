@@ -31,8 +31,8 @@ from fourreal.errors import UserError
 from fourreal.evaluation.scoring import Score, score_grid
 from fourreal.metrics.baselines import BASELINES
 from fourreal.metrics.lpips import Lpips
+from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr
-from fourreal.metrics.transport import flow_transport
 from fourreal.models.build import model_table
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.sampling.inputs import GRIDS, read_grid
@@ -42,7 +42,6 @@ from fourreal.serialize import differences, read_json
 from fourreal.training.state import split_params
 
 BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
-BASELINE_ROWS = BASELINES | {"optical-flow transport": flow_transport}
 SETTINGS, SCORES = "settings.json", "scores.jsonl"
 
 Rows = dict[str, list[Score]]  # row -> a score for each seed
@@ -88,7 +87,8 @@ def given_cells(kind: str, views: int, times: int) -> Bool[np.ndarray, "v t"]:
 def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec, given: str) -> list[EvaluationGrid]:
     """The first `count` grids of a split (None: all), or of the bundled ones, cut for a checkpoint without chance.
 
-    Raises ValueError where there are fewer, and where frames are not of the checkpoint's size.
+    Frames of a whole multiple of the checkpoint's size are reduced by boxes. Raises ValueError where there are fewer grids,
+    and where frames are of another size.
     """
     if data is None:
         names = sorted(path.stem for path in GRIDS.glob("*.npz"))
@@ -98,7 +98,9 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
         bundled = [read_grid(name, shape) for name in names[:count]]
         found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w)) for one in bundled]
     else:
-        cut = PipelineConfig(source=Records(str(data)), views=spec.views, times=spec.times, batch_size=1)
+        stored = Records(str(data)).open(split).shape(0)[2:4]
+        boxes = stored[0] // spec.size[0] if stored[0] % spec.size[0] == 0 else 1
+        cut = PipelineConfig(Records(str(data), max(boxes, 1)), views=spec.views, times=spec.times, batch_size=1)
         found = []
         for batch in Batches(cut, (conditions.Cameras(),)).evaluation(split, count):
             frames, cameras = jax.tree.map(lambda x: x[0], (batch["frames"], batch["conditions"]["cameras"]))
@@ -150,10 +152,9 @@ def with_parts_left_out(pipe: GridPipeline) -> dict[str, GridPipeline]:
 
 def baseline_rows(grid: EvaluationGrid, lpips: Mapping[str, Lpips]) -> Rows:
     """The scores of every baseline on one grid."""
-    return {
-        name: [score_grid(make(grid.known, grid.given), grid.truth, grid.given, lpips)]
-        for name, make in BASELINE_ROWS.items()
-    }
+    made = {name: make(grid.known, grid.given) for name, make in BASELINES.items()}
+    made |= moved_baselines(grid.known, grid.given)
+    return {name: [score_grid(frames, grid.truth, grid.given, lpips)] for name, frames in made.items()}
 
 
 def checkpoint_rows(

@@ -113,10 +113,9 @@ def probe_pipeline(pipe: GridPipeline, grids: Sequence[EvaluationGrid], sigmas: 
     views, times, *size = frames.shape[1:5]
     shape = pipe.config.codec.shape(times, *size)
     noise = np.stack([cell_noise(index, views, shape[0], shape[1:]) for index in range(len(grids))])
-    told: Conditions = {}
-    if pipe.cameras_taken and all(grid.cameras is not None for grid in grids):
-        each = [pipe.told({"cameras": grid.cameras}, views, times) for grid in grids]
-        told = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
+    with_cameras = pipe.cameras_taken and all(grid.cameras is not None for grid in grids)
+    each = [pipe.told({"cameras": grid.cameras if with_cameras else None}, grid.known, grid.given) for grid in grids]
+    told = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
     mesh, params = pipe.mesh, pipe.params
     if mesh.size > 1 and pipe.config.grid.fusion == "fused":  # a probe does not reach into what each device does alone
         mesh = make_mesh(MeshConfig(), [mesh.devices.flat[0]])

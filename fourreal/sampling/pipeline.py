@@ -110,7 +110,7 @@ class GridPipeline:
         for name, value in (("text", text), ("cameras", cameras)):
             if value is not None and told.setdefault(name, value) is not value:
                 raise UserError(f"{name} is given twice, by itself and in conditions: give it once")
-        told = self.told(told, *frames.shape[:2])
+        told = self.told(told, frames, given)
         sampler = Sampler.named(method)() if isinstance(method, str) else method
         branches, weights = scale_branches(guidance_scale)
         known = np.where(given[..., None, None, None], frames, 0)[None]
@@ -147,16 +147,19 @@ class GridPipeline:
             raise UserError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
         check_shape(self.config, *frames.shape[:2], frames.shape[2:4])
 
-    def told(self, conditions: Conditions, views: int, times: int) -> Conditions:
-        """The conditions of one grid, checked, with a batch axis."""
+    def told(self, conditions: Conditions, frames: np.ndarray, given: np.ndarray) -> Conditions:
+        """The conditions of one grid, checked, and what the host makes of the given frames, with a batch axis."""
         listed = {condition.name: condition for condition in self.config.model.conditions}
+        said = {name: value for name, value in conditions.items() if value is not None}
+        if unknown := [name for name in said if name not in listed]:
+            raise UserError(
+                f"this checkpoint takes no {unknown[0]}; train one with --model.conditions ... {unknown[0]}"
+            )
         told = {}
-        for name, value in conditions.items():
-            if value is None:
-                continue
-            if name not in listed:
-                raise UserError(f"this checkpoint takes no {name}; train one with --model.conditions ... {name}")
-            told[name] = jax.tree.map(lambda array: array[None], listed[name].check(value, views, times))
+        for name, condition in listed.items():
+            value = condition.check(said[name], *given.shape) if name in said else condition.from_frames(frames, given)
+            if value is not None:
+                told[name] = jax.tree.map(lambda array: array[None], value)
         return told
 
     def _sample_unjitted(

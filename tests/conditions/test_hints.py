@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from fourreal.conditions import Hints
-from fourreal.conditions.hints import grid_hints, nearest_given
-from fourreal.grid import Known
+from fourreal.conditions.hints import MovedFrames, grid_hints, nearest_given
+from fourreal.errors import UserError
+from fourreal.grid import Known, shown, to_unit
+from fourreal.motion.moved import moved_frames, route
+from fourreal.scene import Scene
 
 
 def ranks(*shape) -> np.ndarray:
@@ -74,3 +77,62 @@ def test_validity_of_a_hint_is_that_of_the_pixels_of_the_frame_it_shows():
         for slot, cell in enumerate((own_view, own_time)):
             np.testing.assert_array_equal(hints[b, v, t, slot, ..., :3], frames[cell])
             np.testing.assert_array_equal(hints[b, v, t, slot, ..., 3], valid[cell])
+
+
+def pixels(given: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).integers(256, size=(*given.shape, 32, 32, 3), dtype=np.uint8)
+
+
+def moved_hints(frames: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """All pictures of one grid, as a model sees them."""
+    value = MovedFrames(*(x[None] for x in Hints(moved=True).from_frames(frames, given)))
+    known = Known(to_unit(jnp.asarray(frames))[None], jnp.asarray(given)[None])
+    return np.asarray(Hints(moved=True).filled(value, shown(known))[0])
+
+
+def nearest_hints(frames: np.ndarray, given: np.ndarray) -> np.ndarray:
+    return np.asarray(grid_hints(to_unit(jnp.asarray(frames))[None], jnp.asarray(given)[None])[0])
+
+
+def test_moved_pictures_stand_beside_the_nearest_and_holes_show_that_of_the_view():
+    given = np.zeros((3, 4), bool)
+    given[0], given[:, 1] = True, True
+    frames = pixels(given)
+    hints, nearest = moved_hints(frames, given), nearest_hints(frames, given)
+    np.testing.assert_array_equal(hints[:, :, :2], nearest)
+    for cell, moved in moved_frames(frames, given).items():
+        hole = moved[..., 3] == 0
+        own_view = np.broadcast_to(nearest[cell][0, ..., :3], (*hole.shape, 3))
+        np.testing.assert_array_equal(hints[cell][2:, ..., :3][hole], own_view[hole])
+        np.testing.assert_array_equal(hints[cell][2:, ..., :3][~hole], np.asarray(to_unit(moved[..., :3]))[~hole])
+        np.testing.assert_allclose(hints[cell][2:, ..., 3], moved[..., 3] / 255, atol=1e-7)  # one division
+        assert 0 < hole.mean() < 1
+
+
+@pytest.mark.parametrize("cells", [[], [(0, 0)], [(0, 1), (2, 3)]])
+def test_cells_that_nothing_can_be_moved_to_have_the_nearest_pictures_twice_bit_for_bit(cells):
+    given = np.zeros((3, 4), bool)
+    given[tuple(np.array(cells, int).reshape(-1, 2).T)] = True
+    frames = pixels(given)
+    assert not any(route(given, tuple(cell)) for cell in np.argwhere(~given).tolist())
+    hints, nearest = moved_hints(frames, given), nearest_hints(frames, given)
+    np.testing.assert_array_equal(hints[:, :, :2], nearest)
+    np.testing.assert_array_equal(hints[:, :, 2:], nearest)
+
+
+def test_examples_are_made_of_the_given_frames_and_the_model_alone_cannot_make_them():
+    given = np.zeros((3, 4), bool)
+    given[0], given[:, 1] = True, True
+    frames = pixels(given)
+    example = Hints(moved=True).example(Scene(frames), given, None)
+    hidden = Hints(moved=True).example(Scene(np.where(given[..., None, None, None], frames, 9)), given, None)
+    np.testing.assert_array_equal(example.pictures, hidden.pictures)
+    assert Hints().example(Scene(frames), given, None) is None
+    empty = Hints(moved=True).shapes(Scene(frames), given)
+    assert [x.shape for x in empty] == [x.shape for x in example] and not empty.found.any()
+    with pytest.raises(UserError, match="made outside the model"):
+        Hints(moved=True).default(Known(jnp.zeros((1, 3, 4, 8, 8, 3)), jnp.asarray(given)[None]))
+    with pytest.raises(UserError, match="uint8 pixels, not of float32"):
+        Hints(moved=True).example(Scene(frames.astype(np.float32)), given, None)
+    with pytest.raises(UserError, match=r"expected \[3, 4, 4, h, w"):
+        Hints(moved=True).check(np.zeros((3, 4, 2, 8, 8, 4)), 3, 4)

@@ -161,6 +161,27 @@ def test_float_latents_and_scenes_of_several_shapes_read_back(tmp_path):
         assert got.exists is got.valid is got.cameras is got.text is None and scenes.units(i) == frozenset()
 
 
+def test_reduced_scenes_are_means_over_boxes_that_their_cameras_see(tmp_path):
+    block_reduce = pytest.importorskip("skimage.measure").block_reduce
+    write_scenes(tmp_path / "set", {"train": Split(everything, 2, 2)})
+    scenes = Records(str(tmp_path / "set"), reduce=2).open("train")
+    full, small = whole(Records(str(tmp_path / "set")).open("train"), 1), whole(scenes, 1)
+    assert scenes.shape(1) == (V, T, H // 2, W // 2) == small.frames.shape[:4]
+    boxes = (1, 1, 2, 2)
+    np.testing.assert_array_equal(small.frames, np.rint(block_reduce(full.frames, (*boxes, 1), np.mean)))
+    np.testing.assert_array_equal(small.valid, block_reduce(full.valid, boxes, np.all))
+    np.testing.assert_array_equal(small.more["subject"], block_reduce(full.more["subject"], boxes, np.mean) >= 0.5)
+    np.testing.assert_array_equal(small.exists, full.exists)
+    point = np.float32([0.3, -0.2, 2.0])
+    there, here = (scene.cameras.K @ point for scene in (full, small))
+    np.testing.assert_allclose(here[:, :2], there[:, :2] / 2, rtol=1e-6)  # pixel (0, 0) begins at 0
+    np.testing.assert_allclose(here[:, 2], there[:, 2], rtol=1e-6)
+    assert scenes.fingerprint != scenes.scenes.fingerprint and scenes.units(1) == {"unit 1", "tree"}
+    assert Source.from_text(f"records:folder={tmp_path / 'set'},reduce=2") == Records(str(tmp_path / "set"), 2)
+    with pytest.raises(UserError, match="frames of 4 x 6: give a reduce that divides both"):
+        Records(str(tmp_path / "set"), reduce=4).open("train").shape(0)
+
+
 def test_tfds_reads_the_data_set_by_itself(tmp_path):
     write_scenes(tmp_path / "set", {"train": Split(everything, 2)}, settings={"seed": 3}, licence="CC0")
     builder = tfds.builder_from_directory(str(tmp_path / "set"))

@@ -56,6 +56,16 @@ def test_scene_depends_on_seed_split_and_place_only(form):
     assert len(prints) == 8
 
 
+def test_colours_of_sprites_tell_whose_a_pixel_is():
+    source = ShiftAndRoll("sprites")
+    for i in range(5):
+        scenes = source.open("train")
+        frames, subject = scenes.read(i, whole(source)).frames, scenes.read(i, whole(source)).more["subject"]
+        lacks = frames == 0
+        assert lacks[~subject][:, 0].all() and (lacks[subject][:, 1] | lacks[subject][:, 2]).all()
+        assert 0.1 < lacks[subject][:, 1].mean() < 0.9 and lacks[~subject][:, 1:].mean() < 0.05
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_cut_of_a_scene_is_that_of_the_whole_in_any_order(form):
     source = ShiftAndRoll(form, views=4, times=5)

@@ -25,14 +25,14 @@ from fourreal.evaluation.evaluate import (
     with_parts_left_out,
 )
 from fourreal.geometry.trajectories import trajectory
+from fourreal.metrics.baselines import BASELINES
+from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, split_model
 from fourreal.sampling import inputs
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.serialize import to_json
-
-pytest.importorskip("cv2", reason="the eval extra is not installed")
 
 RNG = np.random.default_rng(0)
 TRUTHS = RNG.integers(0, 256, (3, 2, 3, 16, 16, 3), dtype=np.uint8)
@@ -90,7 +90,10 @@ def test_rows_are_the_samples_over_seeds_one_step_and_the_controls_on_the_first_
         "best of 3 samples": (2, 1),
         "view stream only": (2, 1),
     }
-    assert [row for method, row in table if method == module.BASELINE] == [*module.BASELINE_ROWS]
+    assert [row for method, row in table if method == module.BASELINE] == [
+        *BASELINES,
+        *moved_baselines(TRUTHS[0], GIVEN),
+    ]
 
 
 def test_mean_and_best_are_of_the_samples_of_all_seeds(tmp_path, streams_left_out):
@@ -222,7 +225,7 @@ def test_the_verb_writes_table_json_and_an_offline_page(checkpoint, bundled, cap
     few = ("--seeds", "2", "--samples", "2", "--control-grids", "6", "--steps", "2", "--lpips", "none")
     assert main("--checkpoint", str(checkpoint), *few, "--out", "report") == 0
     output = capsys.readouterr().out
-    for line in ("mean over 7 grids", "mean over 6 grids", "tiny, 2 steps", "± over 2 seeds", "optical-flow transport"):
+    for line in ("mean over 7 grids", "mean over 6 grids", "tiny, 2 steps", "± over 2 seeds", "mean of both moved"):
         assert line in output
     folder = tmp_path / "report"
     assert not folder.with_name("report.partial").exists()

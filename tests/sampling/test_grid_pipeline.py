@@ -157,3 +157,20 @@ def test_cameras_change_what_is_sampled_and_a_model_without_them_refuses(pipe):
         told(FRAMES, GIVEN, steps=2, cameras=trajectory("orbit", 2, (8, 8)))
     with pytest.raises(ValueError, match="takes no cameras"):
         pipe(FRAMES, GIVEN, steps=2, cameras=cameras)
+
+
+def test_a_model_whose_hints_move_makes_them_of_the_given_frames_or_takes_a_callers():
+    base = replace(BASE, conditions=(Hints(moved=True),))
+    fresh = fresh_params(base, SPEC.grid, 0)
+    params = jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh)
+    pipe = GridPipeline(replace(SPEC, model=base), params)
+    made = Hints(moved=True).from_frames(FRAMES, GIVEN)
+    assert made.found.any() and not made.found.all()
+    result = pipe(FRAMES, GIVEN, steps=2)
+    np.testing.assert_array_equal(pipe(FRAMES, GIVEN, conditions={"hints": made}, steps=2), result)
+    other = made._replace(pictures=255 - made.pictures)
+    assert (pipe(FRAMES, GIVEN, conditions={"hints": other}, steps=2) != result).any()
+    hidden = np.where(GIVEN[..., None, None, None], FRAMES, np.uint8(3))
+    np.testing.assert_array_equal(pipe(hidden, GIVEN, steps=2), result)
+    drawn = RNG.normal(size=(3, 2, 4, 8, 8, 4))
+    assert (pipe(FRAMES, GIVEN, conditions={"hints": drawn}, steps=2, guidance_scale=2.0) != result).any()

@@ -31,10 +31,17 @@ class Records(Source):
 
     folder: str = "data/render64"
     """folder of the data set"""
+    reduce: int = 1
+    """pixels a side of the boxes whose means are the pixels: 4 makes 32 x 32 of 128 x 128"""
 
-    def open(self, split: str) -> "RecordScenes":
+    def __post_init__(self):
+        if not 1 <= self.reduce <= 1024:
+            raise UserError(f"records: reduce is {self.reduce}: give 1 to 1024")
+
+    def open(self, split: str) -> "RecordScenes | ReducedScenes":
         """The scenes of a split. Raises MissingFile where there is no data set, UserError where it lacks the split."""
-        return RecordScenes(self.folder, split)
+        scenes = RecordScenes(self.folder, split)
+        return scenes if self.reduce == 1 else ReducedScenes(scenes, self.reduce)
 
 
 class RecordScenes:
@@ -113,6 +120,53 @@ class RecordScenes:
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
+
+
+class ReducedScenes:
+    """The scenes of a data set with frames reduced by boxes; see `reduced`."""
+
+    def __init__(self, scenes: RecordScenes, boxes: int):
+        self.scenes, self.boxes = scenes, boxes
+        self.partial, self.units = scenes.partial, scenes.units
+        self.fingerprint = f"{scenes.fingerprint} reduced by {boxes}"
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def shape(self, i: int) -> tuple[int, int, int, int]:
+        """(views, times, height, width) of scene `i`. Raises UserError where boxes do not divide the frames."""
+        views, times, height, width = self.scenes.shape(i)
+        if height % self.boxes or width % self.boxes:
+            raise UserError(f"scene {i} has frames of {height} x {width}: give a reduce that divides both")
+        return views, times, height // self.boxes, width // self.boxes
+
+    def read(self, i: int, cut: Cut) -> Scene:
+        """The cut of scene `i`."""
+        self.shape(i)
+        return reduced(self.scenes.read(i, cut), self.boxes)
+
+
+def reduced(scene: Scene, boxes: int) -> Scene:
+    """A scene whose pixels are means over boxes: valid where all of a box is, the subject's where most is, and its cameras."""
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        v, t, h, w, *c = x.shape
+        parts = x.reshape(v, t, h // boxes, boxes, w // boxes, boxes, *c)
+        return parts.astype(np.float32).mean((3, 5))
+
+    if scene.frames.dtype != np.uint8:
+        raise UserError(f"scene {scene.index} is stored as latents, which cannot be reduced: leave reduce out")
+    more = dict(scene.more)
+    for name, how in (("subject", lambda x: mean(x) >= 0.5), ("depth", mean)):
+        if name in more:
+            more[name] = how(more[name]).astype(more[name].dtype)
+    scale = np.diag([1 / boxes, 1 / boxes, 1]).astype(np.float32)
+    return scene._replace(
+        frames=np.rint(mean(scene.frames)).astype(np.uint8),
+        valid=None if scene.valid is None else mean(scene.valid) == 1,
+        cameras=scene.cameras and scene.cameras._replace(K=scale @ scene.cameras.K),
+        more=more,
+    )
 
 
 PER_VIEW, PER_CELL = {"K", "c2w"}, {"frames", "exists", "valid", "depth", "subject"}

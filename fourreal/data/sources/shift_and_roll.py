@@ -4,7 +4,8 @@ A scene is a few textured layers on a torus, the first behind the others. View v
 rolls it by m_k(t) along y; every s(v) and m_k(t) is drawn independently, uniform on the torus in steps of `unit` pixels.
 
     plain     one layer that both shift and roll
-    sprites   a background that stands still in time, and before it two sprites of their own depths and motions
+    sprites   a background that stands still in time, and before it two sprites of their own depths, motions and colours,
+              so that one frame tells whose a pixel is
 
 With view 0 and time 0 given, cell (v, t) follows from x[0,0], x[v,0] and x[0,t] together (texture that none of them shows
 aside) and from none of them alone. x[0,t] tells m(t) and nothing of s(v); x[v,0] the other way round. So what either can tell
@@ -30,6 +31,7 @@ from fourreal.scene import Cut, Scene
 SPLITS = {"train": 1_000_000, "validation": 1000, "test": 1000}  # scenes; the sizes cost nothing
 BLOCK = 2  # pixels of a texture's squares of one colour
 DEPTHS = {"plain": (1,), "sprites": (1, 2, 3)}
+WITHOUT = (0, 1, 2)  # the channel, of red, green and blue, that a layer of "sprites" has none of
 MOST_ROLLS = 2**12  # of all layers together, for the floors
 
 
@@ -138,6 +140,8 @@ class ShiftAndRollScenes:
         rng = np.random.default_rng((source.seed, list(SPLITS).index(self.split), i))
         count, size, steps = len(DEPTHS[source.form]), source.size, source.size // source.unit
         small = rng.integers(256, size=(count, size // BLOCK, size // BLOCK, 3), dtype=np.uint8)
+        if count > 1:
+            small[range(count), ..., WITHOUT] = 0
         texture = small.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)
         mask = np.ones((count, size, size), bool)
         for sprite in range(1, count):  # a square of half the side, anywhere on the torus
