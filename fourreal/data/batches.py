@@ -7,8 +7,8 @@ nothing, a resumed run sees the data of the run that was not stopped, and proces
 global batch, makes the same examples whatever n is.
 
 A batch is always a grid: one of a fixed-view video has one view, one of a freeze-time video one time, one of an image one cell.
-What is cut is drawn per step, so shapes are fixed for each kind of cut; a batch of images has `times` for each scene, so that
-it has as many tokens as one of fixed-view videos.
+What is cut is drawn per step, so shapes are fixed for each kind and size of cut; a batch of images has `times` for each scene,
+so that it has as many tokens as one of fixed-view videos.
 """
 
 import math
@@ -32,7 +32,7 @@ from fourreal.scene import Cut, Scene
 MOST = 2**16  # of anything that is counted
 Batch = dict[str, Any]
 
-_ORDER, _CUTS, _CUT, _MASK, _UNITS, _CONDITION, _DROP = range(7)  # purposes of the random generators
+_ORDER, _CUTS, _CUT, _MASK, _UNITS, _CONDITION, _DROP, _SIZE = range(8)  # purposes of the random generators
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class PipelineConfig:
     """views of a grid, and of a freeze-time video"""
     times: int = 4
     """times of a grid, and of a fixed-view video"""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """views and times of smaller grids that are cut as well, each as often as `views` x `times`; a step has one size"""
     batch_size: int = 8
     """stored scenes that one step uses, over all processes"""
     seed: int = 0
@@ -70,6 +72,12 @@ class PipelineConfig:
         for name in ("views", "times", "batch_size", "max_stride", "threads", "prefetch"):
             if not 1 <= getattr(self, name) <= MOST:
                 raise UserError(f"data.{name} is {getattr(self, name)}: give 1 to {MOST}")
+        for views, times in self.sizes:
+            if not (1 <= views <= self.views and 1 <= times <= self.times):
+                raise UserError(
+                    f"data.sizes has {views} x {times}: give sizes of at most {self.views} x {self.times}, "
+                    "data.views x data.times"
+                )
         if self.seed < 0:
             raise UserError(f"data.seed is {self.seed}: give 0 or more")
         if not 0 <= self.reverse_views <= 1:
@@ -184,10 +192,12 @@ class Batches:
         rng = _rng(config, _CUT, position)
         stored_views, stored_times, *_ = scenes.shape(place)
         kind = config.cuts.draw(_rng(config, _CUTS, step))
-        views = _axis(rng, stored_views, config.views, config.max_stride, config.reverse_views)
-        times = _axis(rng, stored_times, config.times, config.max_stride)
+        sizes = ((config.views, config.times), *config.sizes)
+        wanted = sizes[int(_rng(config, _SIZE, step).integers(len(sizes)))]
+        views = _axis(rng, stored_views, wanted[0], config.max_stride, config.reverse_views)
+        times = _axis(rng, stored_times, wanted[1], config.max_stride)
         if kind == "image":
-            cells = rng.choice(stored_views * stored_times, config.times, replace=False)
+            cells = rng.choice(stored_views * stored_times, wanted[1], replace=False)
             views, times = np.divmod(cells, stored_times)
             every_view, at_view = np.unique(views, return_inverse=True)
             every_time, at_time = np.unique(times, return_inverse=True)

@@ -111,7 +111,7 @@ class GridDiT(nnx.Module):
         """
         result = self._run(grid, sigma, given, conditions, cells, Probe(), self.config.readout)
         heads = result.heads.values()
-        return result.decode(sum(heads) / len(heads))
+        return sum(map(result.decode, heads)) / len(heads)
 
     def heads(
         self,

@@ -9,7 +9,8 @@ Ours, zero-initialised, so that a fresh model equals the plain one: the context 
 `given` vector (which frames are clean inputs; their sigma is 0), what the conditions add (see `conditions/`) and, in an
 x0-model, a gate per pixel that copies at the end, from its own input and from the pictures p_k that conditions offer:
 
-    out = out + gate_0 x + sum_k gate_k p_k,    gates = Linear(head's modulated tokens)
+    copies "add":    out = out + gate_0 x + sum_k gate_k p_k,              gates = Linear(head's modulated tokens)
+    copies "mix":    out = w_0 out + gate_0 x + sum_k w_k p_k,             w = softmax(0, gate_1, gate_2, ...)
 
 Much of a grid stands still, and at low noise x is nearly the answer: a narrow model passes neither through its tokens well.
 """
@@ -48,6 +49,7 @@ from fourreal.parallel.layout import FSDP, gather_layer
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
+Copies = Literal["add", "mix"]
 Remat = Literal["none", "matmuls", "attention_out", "full", "offload"]
 MOST = 2**20  # of anything that is counted: far above what fits a device
 INPUT_NAME = "layer_input"  # for the remat policies
@@ -85,6 +87,8 @@ class VideoDiTConfig:
     """channels of a frame: 3 for pixels"""
     prediction: Prediction = "x0"
     """what the raw output stands for: x0 (the clean frame) or u (the velocity eps - x0)"""
+    copies: Copies = "add"
+    """how an x0-model copies pictures that conditions offer: gates that add them, or a convex mix of them and its own"""
     conditions: tuple[Condition, ...] = ()
     """what it is told beside the given cells: hints (the nearest given frames), cameras, text"""
     frequency_width: int = 256
@@ -111,7 +115,12 @@ class VideoDiTConfig:
             )
         if len(self.patch) != 3 or self.patch[0] != 1 or self.patch[1] != self.patch[2] or self.patch[1] < 1:
             raise UserError(f"patch {self.patch}: expected (1, p, p); frames are never merged into one token")
-        for name, choices in (("prediction", Prediction), ("remat", Remat), ("dtype", Precision)):
+        for name, choices in (
+            ("prediction", Prediction),
+            ("copies", Copies),
+            ("remat", Remat),
+            ("dtype", Precision),
+        ):
             if getattr(self, name) not in get_args(choices):
                 raise UserError(f"{name} '{getattr(self, name)}': expected one of {', '.join(get_args(choices))}")
 
@@ -257,10 +266,12 @@ class VideoDiT(nnx.Module):
         if not self.head.copies:
             return pixels
         gates = axes.unpatchify(gates, patch, height)
-        candidates = [frames]
-        if pictures is not None:
-            candidates += [pictures[..., k, :, :, :channels] for k in range(pictures.shape[-4])]
-        return pixels + sum(gates[..., k, None] * picture for k, picture in enumerate(candidates))
+        offered = [] if pictures is None else [pictures[..., k, :, :, :channels] for k in range(pictures.shape[-4])]
+        own, weights = gates[..., :1], gates[..., 1:]
+        if self.config.copies == "mix":
+            weights = jax.nn.softmax(jnp.concatenate([jnp.zeros_like(own), weights], axis=-1))
+            pixels, weights = weights[..., :1] * pixels, weights[..., 1:]
+        return pixels + own * frames + sum(weights[..., k, None] * picture for k, picture in enumerate(offered))
 
     def angles(self, positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Rotary angles `[f, s, e/2]` for frames at `positions` of `size` (height, width) pixels."""

@@ -15,6 +15,7 @@ from scenes_in_memory import InMemory, Pooling
 from fourreal.conditions import Cameras, Text
 from fourreal.data.batches import Batches, PipelineConfig, units_and_scenes
 from fourreal.data.masks import CLIPS, CutMix
+from fourreal.errors import UserError
 from fourreal.scene import Cameras as Poses
 from fourreal.scene import Scene
 
@@ -279,6 +280,21 @@ def with_gaps(scene: Scene) -> Scene:
     exists, valid = np.ones((VIEWS, TIMES), bool), np.ones(scene.frames.shape[:4], bool)
     exists[2, 5:] = valid[0, :, 1] = False
     return scene._replace(exists=exists, valid=valid)
+
+
+def test_each_step_cuts_one_of_the_sizes_equally_often_and_the_others_change_nothing_of_it():
+    sizes = ((4, 4), (8, 4), (4, 8))
+    config = replace(CONFIG, views=8, times=8, sizes=sizes, batch_size=2)
+    batches = take(config, 120)
+    shapes = [batch["frames"].shape[1:3] for batch in batches]
+    # 120 draws of a quarter: 30 on average, deviation 4.7
+    assert all(15 <= shapes.count(size) <= 45 for size in ((8, 8), *sizes))
+    alone = take(replace(config, views=4, times=4, sizes=()), 120)
+    for batch, other in zip(batches, alone, strict=True):
+        if batch["frames"].shape[1:3] == (4, 4):
+            assert_equal(batch, other)
+    with pytest.raises(UserError, match="sizes has 9 x 4: give sizes of at most"):
+        replace(config, sizes=((9, 4),))
 
 
 def test_missing_cells_and_invalid_pixels_reach_the_batch_and_no_missing_cell_is_given():

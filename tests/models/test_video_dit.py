@@ -105,6 +105,26 @@ def test_fresh_model_ignores_hints_context_and_the_given_mark(tiny, clip):
     np.testing.assert_allclose(out, plain, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("copies", ["add", "mix"])
+def test_copies_are_those_of_the_formula(tiny, copies):
+    """A head's output is P x P x 3 pixels, then P x P gates: of the model's input, of the first picture, of the second."""
+    side, patch, rng = 4, 2, np.random.default_rng(0)
+    model = VideoDiT(tiny.config(hints=True, copies=copies), rngs=nnx.Rngs(0))
+    frame, pictures = rng.normal(size=(side, side, 3)), rng.normal(size=(2, side, side, 4))
+    out = rng.normal(size=(side // patch) ** 2 * patch**2 * 6).reshape(4, 24)
+    found = np.asarray(model.decode(*(jnp.float32(x) for x in (out, frame, pictures))))
+    for y, x in np.ndindex(side, side):
+        token, place = out[y // patch * 2 + x // patch], y % patch * patch + x % patch
+        own, gates = token[3 * place : 3 * place + 3], token[12 + 3 * place : 15 + 3 * place]
+        offered = [picture[y, x, :3] for picture in pictures]
+        if copies == "add":
+            expected = own + gates[0] * frame[y, x] + gates[1] * offered[0] + gates[2] * offered[1]
+        else:
+            weights = np.exp([0, *gates[1:]]) / np.exp([0, *gates[1:]]).sum()
+            expected = gates[0] * frame[y, x] + weights @ np.stack([own, *offered])
+        np.testing.assert_allclose(found[y, x], expected, atol=1e-5)  # fp32 sums of six numbers near 1
+
+
 def test_examples_of_a_batch_do_not_see_each_other(tiny, clip):
     x, sigma, given = clip
     config = tiny.config()
