@@ -16,9 +16,9 @@ CONFIG = dataclasses.replace(
     BASE,
     name="paper_sync",
     grid=GridDiTConfig("soft"),
-    data=dataclasses.replace(BASE.data, batch_size=4, cuts=CutMix()),
+    data=dataclasses.replace(BASE.data, batch_size=8, cuts=CutMix()),
     optim=dataclasses.replace(BASE.optim, sync_lr=1e-3),
     trains="sync",
-    steps=3000,
-    eval_every=500,
+    steps=2000,
+    eval_every=250,
 )

@@ -9,7 +9,7 @@ __all__ = ["Denoiser", "load_pipeline"]
 
 def __getattr__(name: str):
     if name == "load_pipeline":
-        from fourreal.sampling.pipeline import load_pipeline
+        from fourreal.sampling.load import load_pipeline
 
         return load_pipeline
     if name == "Denoiser":

@@ -119,6 +119,18 @@ BREAKS = [
         "sampling/test_grid_pipeline.py::test_cameras_change_what_is_sampled_and_a_model_without_them_refuses",
     ),
     Break(
+        "conditions/low_res.py",
+        "(1 - level) * frames + level * noise",
+        "frames + level * noise",
+        "conditions/test_low_res.py::test_example_is_the_box_mean_blurred_by_a_level_of_its_own",
+    ),
+    Break(
+        "sampling/cascade.py",
+        "seed=seed, stage=number, **options",
+        "seed=seed, **options",
+        "sampling/test_cascade.py::test_the_first_stage_samples_the_reduced_grid_and_the_next_is_told_it",
+    ),
+    Break(
         "conditions/hints.py",
         "flag = jnp.take_along_axis(valid[..., None].astype(clip.dtype), at, axis=-4)",
         "pass",

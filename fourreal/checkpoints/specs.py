@@ -16,6 +16,7 @@ from fourreal.serialize import from_json
 BUNDLED = Path(__file__).parents[1] / "assets" / "checkpoints"
 MOST_PIXELS = 2**30  # of a grid: 64 views x 64 times of 512 x 512
 RUN_WEIGHTS = "weights"  # the folder of weights in a run's folder
+STAGE_BEFORE = "low"  # within a folder of weights, that of the stage whose frames it enlarges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,16 @@ def weights_folder(name: str | Path) -> Path:
     raise MissingFile(f"there is no checkpoint '{name}': give a bundled name, a run or a folder of weights; {hint}")
 
 
+def stage_folders(name: str | Path) -> list[Path]:
+    """The folders of weights of the stages that `name` means, the first one's first. Raises MissingFile for an unknown name."""
+    folders = [weights_folder(name)]
+    while (folders[0] / STAGE_BEFORE / CONFIG).is_file():
+        folders.insert(0, folders[0] / STAGE_BEFORE)
+    return folders
+
+
 def describe_checkpoint(name: str | Path) -> ModelSpec:
-    """Sizes and settings of a checkpoint, without its weights."""
+    """Sizes and settings of a checkpoint, of a cascade's last stage, without its weights."""
     folder = weights_folder(name)
     values = read_config(folder)
     try:

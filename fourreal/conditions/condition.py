@@ -50,6 +50,8 @@ class Condition(Kind):
     """made from the given cells, so that it is dropped with them"""
     pictures: ClassVar[int] = 0
     """how many pictures a cell it offers for copying"""
+    copied: ClassVar[float] = 0.0
+    """gate of these pictures before any training"""
     cross: ClassVar[bool] = False
     """whether every block has a cross-attention to its tokens"""
     Options: ClassVar[type | None] = None

@@ -1,4 +1,4 @@
-"""The noise that sampling starts from, keyed by (seed, v, t)."""
+"""The noise that sampling starts from, keyed by (seed, stage, v, t)."""
 
 import functools
 
@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+MOST_VIEWS = 2**31  # what is folded in of a stage is no view
 
-def cell_noise(seed: int, views: int, times: int, frame: tuple[int, int, int]) -> Float[Array, "v t h w c"]:
-    """Noise keyed by (seed, v, t): a cell's noise does not depend on the grid's size or on the devices."""
-    return _cell_noise(jax.random.key(seed), views, times, frame)
+
+def cell_noise(
+    seed: int, views: int, times: int, frame: tuple[int, int, int], stage: int = 0
+) -> Float[Array, "v t h w c"]:
+    """Noise keyed by (seed, stage, v, t): a cell's noise does not depend on the grid's size or on the devices."""
+    key = jax.random.key(seed)
+    return _cell_noise(jax.random.fold_in(key, MOST_VIEWS + stage) if stage else key, views, times, frame)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

@@ -68,7 +68,7 @@ class Evaluate:
         from fourreal.evaluation.summary import summarise
         from fourreal.evaluation.tables import text_table, write_json
         from fourreal.metrics.lpips import make_lpips
-        from fourreal.sampling.pipeline import load_pipeline
+        from fourreal.sampling.load import load_pipeline
 
         began = time.perf_counter(), time.process_time()
         self._check()

@@ -35,6 +35,7 @@ from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import model_table
 from fourreal.models.grid_dit import GridDiTConfig
+from fourreal.sampling.cascade import Cascade, Pipeline
 from fourreal.sampling.inputs import GRIDS, read_grid
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.scene import Cameras
@@ -123,18 +124,21 @@ def grids_hash(grids: Sequence[EvaluationGrid]) -> str:
 
 
 def sample(
-    pipe: GridPipeline, grid: EvaluationGrid, steps: int, seed: int = 0, *, told: bool = True
+    pipe: Pipeline, grid: EvaluationGrid, steps: int, seed: int = 0, *, told: bool = True
 ) -> UInt8[np.ndarray, "v t h w 3"]:
     """The one place where a checkpoint is asked for a grid; `told`: with the cameras, if it takes them."""
     cameras = grid.cameras if told and pipe.cameras_taken else None
     return pipe(grid.known, grid.given, cameras=cameras, steps=steps, seed=seed)
 
 
-def with_parts_left_out(pipe: GridPipeline) -> dict[str, GridPipeline]:
-    """The same weights as other models: one stream's output, and streams that never meet.
+def with_parts_left_out(pipe: Pipeline) -> dict[str, Pipeline]:
+    """The same weights as other models, of a cascade in its first stage: one stream's output, and streams that never meet.
 
     Only models of two streams have the first; after hard fusion both streams are one, so there the output is the same.
     """
+    if isinstance(pipe, Cascade):
+        first, *others = pipe.stages
+        return {name: Cascade((variant, *others)) for name, variant in with_parts_left_out(first).items()}
     spec, variants = pipe.config, {}
     kind = spec.grid.make_fusion().kind
     if kind in ("soft", "none"):  # after a hard sync both streams are one
@@ -158,8 +162,8 @@ def baseline_rows(grid: EvaluationGrid, lpips: Mapping[str, Lpips]) -> Rows:
 
 
 def checkpoint_rows(
-    pipe: GridPipeline,
-    variants: Mapping[str, GridPipeline],
+    pipe: Pipeline,
+    variants: Mapping[str, Pipeline],
     grid: EvaluationGrid,
     lpips: Mapping[str, Lpips],
     protocol: Protocol,
@@ -194,7 +198,7 @@ def steps_row(steps: int) -> str:
 
 
 def evaluate(
-    pipes: Mapping[str, GridPipeline],
+    pipes: Mapping[str, Pipeline],
     grids: Sequence[EvaluationGrid],
     lpips: Mapping[str, Lpips],
     protocol: Protocol,

@@ -23,7 +23,7 @@ from fourreal.evaluation.scoring import METRICS
 from fourreal.evaluation.summary import Part, Row, Table
 from fourreal.evaluation.tables import MARKS, deviation, number
 from fourreal.metrics.baselines import BASELINES, COPIES
-from fourreal.sampling.pipeline import GridPipeline
+from fourreal.sampling.cascade import Pipeline
 from fourreal.training.log import LOG, read_metrics
 
 TEMPLATE = Path(__file__).with_name("html_report.html")
@@ -35,7 +35,7 @@ def write_page(
     parts: Sequence[Part],
     about: Mapping[str, dict],
     table: Table,
-    pipes: Mapping[str, GridPipeline],
+    pipes: Mapping[str, Pipeline],
     grids: Sequence[EvaluationGrid],
     checkpoints: Mapping[str, str],
     probed: Mapping[str, Probed],
@@ -202,7 +202,7 @@ def _ranking(table: Table, row: Row) -> list[int]:
     return sorted(range(len(scores)), key=lambda index: (scores[index], index))
 
 
-def _pictures(title: str, grid: EvaluationGrid, pipes: Mapping[str, GridPipeline], steps: int) -> str:
+def _pictures(title: str, grid: EvaluationGrid, pipes: Mapping[str, Pipeline], steps: int) -> str:
     shown = {name: sample(pipe, grid, steps) for name, pipe in pipes.items()}
     shown = {"truth": grid.truth, **shown} | {name: BASELINES[name](grid.known, grid.given) for name in COPIES}
     figures = [_figure("given", grid.truth, grid.given), *(_figure(name, frames) for name, frames in shown.items())]

@@ -35,7 +35,7 @@ from fourreal.evaluation.scoring import EXACT
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import Params
 from fourreal.parallel.mesh import MeshConfig, make_mesh
-from fourreal.sampling.pipeline import GridPipeline
+from fourreal.sampling.cascade import Cascade, Pipeline, at_size, reduced
 
 CHANGES = ("kept", "silent", "foreign")
 MESSAGES = "messages"
@@ -104,11 +104,16 @@ class Change(NamedTuple):
     """the same by name"""
 
 
-def probe_pipeline(pipe: GridPipeline, grids: Sequence[EvaluationGrid], sigmas: Sequence[float] = SIGMAS) -> Probed:
+def probe_pipeline(pipe: Pipeline, grids: Sequence[EvaluationGrid], sigmas: Sequence[float] = SIGMAS) -> Probed:
     """Probes a checkpoint on grids whose truth is known; with their cameras, where it takes them and all grids have some.
 
-    On all devices of the pipeline, a model of fusion `fused` on the first one.
+    Of a cascade the first stage, which makes the structure. On all devices of the pipeline, a model of fusion `fused` on the
+    first one.
     """
+    if isinstance(pipe, Cascade):
+        boxes = pipe.boxes(0)
+        grids = [EvaluationGrid(reduced(g.truth, boxes), g.given, at_size(g.cameras, boxes)) for g in grids]
+        pipe = pipe.stages[0]
     frames, given = (np.stack([getattr(grid, name) for grid in grids]) for name in ("truth", "given"))
     views, times, *size = frames.shape[1:5]
     shape = pipe.config.codec.shape(times, *size)

@@ -153,15 +153,16 @@ class Head(nnx.Module):
 
 
 class CopyGate(nnx.Linear):
-    """The gates of an x0-model's copies, zero at first: of its own input and of the conditions' pictures."""
+    """The gates of an x0-model's copies, of its own input and of conditions' pictures; at first zero or what these say."""
 
     layout: ClassVar[dict[str, P]] = {"kernel": P(FSDP, None), "bias": P()}
     group: ClassVar[str] = "conditions"
 
     def __init__(self, config: VideoDiTConfig, *, rngs: nnx.Rngs):
-        pictures = 1 + sum(condition.pictures for condition in config.conditions)
-        size, zeros = config.patch[1] * config.patch[2] * pictures, nnx.initializers.zeros
-        super().__init__(config.width, size, dtype=jnp.float32, kernel_init=zeros, rngs=rngs, dot_general=dot)
+        first = [0.0] + [condition.copied for condition in config.conditions for _ in range(condition.pictures)]
+        first, zeros = np.tile(np.float32(first), config.patch[1] * config.patch[2]), nnx.initializers.zeros
+        super().__init__(config.width, len(first), dtype=jnp.float32, kernel_init=zeros, rngs=rngs, dot_general=dot)
+        self.bias[...] = jnp.asarray(first)
 
 
 class TimeEmbed(nnx.Module):

@@ -23,6 +23,8 @@ from fourreal.sampling.pipeline import STEPS
 from fourreal.serialize import to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fourreal.checkpoints.specs import ModelSpec
     from fourreal.host.processes import Peers
     from fourreal.sampling.inputs import GridInput
@@ -41,6 +43,8 @@ class Inputs:
 
     checkpoint: str = "nano"
     """a bundled name, a run's folder, or a folder of weights"""
+    stage: int | None = None
+    """of a checkpoint of several stages, sample only the first so many; 1 is the small grid alone"""
     given: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH@PLACE")] = ()
     """what is given, and where: VIDEO@v=0 fills view 0, ORBIT@t=0 fills time 0, PICTURE@v=3,t=5 fills one cell"""
     video: Annotated[str | None, PATH] = None
@@ -163,13 +167,14 @@ class Sample:
                     check_destination(folder, self.output.overwrite)
 
         peers.of_first("destination", check)
-        spec = describe_checkpoint(self.inputs.checkpoint)
+        specs = [describe_checkpoint(folder) for folder in self.stage_folders()]
+        spec = specs[-1]
         views = spec.views if sampling.num_views is None else sampling.num_views
         times = spec.times if sampling.num_times is None else sampling.num_times
         size = spec.size if sampling.size is None else sampling.size
         check_shape(spec, views, times, size)
         inputs = self.read_inputs((views, times, *size))
-        told, line = self.read_conditions(spec, inputs)
+        told, line = self.read_conditions(specs, inputs)
         for seed in seeds:
             default = _free(Path(f"out/{inputs.name}-{Path(self.inputs.checkpoint).name}-seed{seed}"))
             folders[seed] = folders[seed] or default
@@ -203,10 +208,22 @@ class Sample:
         inputs = read_placements(placements, shape, frames=ours.frames, crop=ours.crop)
         return replace(inputs, notes=(*notes, *inputs.notes))
 
-    def read_conditions(self, spec: "ModelSpec", inputs: "GridInput") -> tuple[dict[str, Any], str]:
-        """What the model is told besides the given cells, by name, and the words that say so."""
+    def stage_folders(self) -> list[Path]:
+        """The folders of weights of the stages that run. Raises UserError where there are fewer than `stage`."""
+        from fourreal.checkpoints.specs import stage_folders
+
+        folders, last = stage_folders(self.inputs.checkpoint), self.inputs.stage
+        if last is not None and not 1 <= last <= len(folders):
+            raise UserError(
+                f"--stage {last}: the checkpoint {self.inputs.checkpoint} has {len(folders)} "
+                f"stage{'s' * (len(folders) > 1)}; give 1 to {len(folders)}"
+            )
+        return folders[:last]
+
+    def read_conditions(self, specs: "Sequence[ModelSpec]", inputs: "GridInput") -> tuple[dict[str, Any], str]:
+        """What the stages' models are told besides the given cells, by name, and the words that say so."""
         told, words = {}, ""
-        taken = {condition.name: condition for condition in spec.model.conditions}
+        taken = {condition.name: condition for spec in specs for condition in spec.model.conditions}
         for kind in Condition.kinds():
             options = getattr(self, kind.kind, None)
             if options is None:
@@ -224,11 +241,12 @@ class Sample:
         return told, words
 
     def _sample(self, inputs: "GridInput", told: dict[str, Any], folders: dict[int, Path], peers: "Peers") -> None:
-        from fourreal.sampling.pipeline import load_pipeline
+        from fourreal.sampling.load import load_pipeline
         from fourreal.sampling.results import GridResult, score_table, scores, write_result
 
         sampling, start = self.sampling, time.perf_counter()
-        pipe = load_pipeline(self.inputs.checkpoint, None if self.mesh == MeshConfig() else self.mesh)
+        name = self.inputs.checkpoint if self.inputs.stage is None else self.stage_folders()[-1]
+        pipe = load_pipeline(name, None if self.mesh == MeshConfig() else self.mesh)
         loaded = time.perf_counter() - start
         for seed, out in folders.items():
             start = time.perf_counter()

@@ -1,14 +1,11 @@
-"""`load_pipeline`: a checkpoint as one function from given frames to the whole grid.
+"""`GridPipeline`: one model as a function from given frames to the whole grid.
 
-pipe = fourreal.load_pipeline("nano")
 result = pipe(frames, given)                    # uint8 [v t h w 3], bool [v t] -> uint8 [v t h w 3]
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -17,21 +14,19 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, UInt8
 
-from fourreal.checkpoints.specs import ModelSpec, check_shape, describe_checkpoint, weights_folder
-from fourreal.checkpoints.weights import fit_weights, open_weights, read_placed, weights_hash
-from fourreal.conditions.condition import Conditions
+from fourreal.checkpoints.specs import ModelSpec, check_shape
+from fourreal.checkpoints.weights import read_placed
+from fourreal.conditions.condition import Condition, Conditions
 from fourreal.diffusion.denoiser import make_denoiser
 from fourreal.diffusion.guidance import scale_branches
 from fourreal.diffusion.noise import cell_noise
 from fourreal.diffusion.samplers import Sampler
 from fourreal.diffusion.stage import Stage
 from fourreal.errors import UserError
-from fourreal.models.build import Params, model_table, split_model
-from fourreal.models.fusions import Base
+from fourreal.models.build import Params, model_table
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
-from fourreal.options import import_extensions
 from fourreal.parallel import layout
-from fourreal.parallel.mesh import MeshConfig, count_slices, fit_mesh, make_mesh
+from fourreal.parallel.mesh import count_slices, fit_mesh, make_mesh
 from fourreal.scene import Cameras
 
 STEPS = 4  # by default: the bundled model scores best there
@@ -82,6 +77,7 @@ class GridPipeline:
         guidance_scale: float = 1.0,
         method: str | Sampler = "euler",
         seed: int | Sequence[int] = 0,
+        stage: int = 0,
     ) -> UInt8[np.ndarray, "v t h w 3"]:
         """The grid with its unknown cells sampled; given cells come back bit for bit.
 
@@ -94,7 +90,8 @@ class GridPipeline:
             steps: denoising steps, 4 by default.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
             method: euler; heun, which evaluates the model twice a step; unipc, of order 2; or a sampler.
-            seed: of the noise; each cell's is keyed by (seed, v, t). Several give [seeds v t h w 3], each as if alone.
+            seed: of the noise; each cell's is keyed by (seed, stage, v, t). Several give [seeds v t h w 3], each as if alone.
+            stage: of a cascade, from 0; each has noise of its own.
 
         Raises UserError for frames that are no uint8 grid or whose sides the model's patch does not divide, for conditions
         that are none or that the model does not take, and for a sample that is not finite.
@@ -118,7 +115,7 @@ class GridPipeline:
         times, *frame = self.config.codec.shape(*frames.shape[1:4])
         grids = []
         for each in seeds:
-            noise = np.asarray(cell_noise(int(each), len(frames), times, tuple(frame)))[None]
+            noise = np.asarray(cell_noise(int(each), len(frames), times, tuple(frame), stage))[None]
             with jax.set_mesh(self.mesh):
                 sampled, finite = self._sample(
                     self.params,
@@ -176,31 +173,12 @@ class GridPipeline:
         stage = Stage(self.denoiser, self.config.codec, static.pop("sampler"), self.config.shift)
         return stage(params, codec, frames, given, noise, conditions, weights=weights, **static)
 
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What the model can be told."""
+        return self.config.model.conditions
+
     @functools.cached_property
     def cameras_taken(self) -> bool:
         """Whether the model can be told cameras."""
         return any(condition.name == "cameras" for condition in self.config.model.conditions)
-
-
-def load_pipeline(
-    name: str | Path,
-    mesh: MeshConfig | None = None,
-    attention: AttentionConfig = AttentionConfig(),
-    extensions: Sequence[str | ModuleType] = (),
-) -> GridPipeline:
-    """The pipeline of a bundled checkpoint, a run's folder or a folder of weights, on all devices.
-
-    By default a grid is cut over as many devices as divide its views and times. Of several processes each reads the weights
-    that its devices hold, and the first one hashes the file. A checkpoint with conditions, fusions or codecs of other modules
-    needs these to be imported, as naming them in `extensions` does. Raises MissingFile for an unknown name
-    (with the nearest known one), UserError for broken weights and for a mesh that does not fit.
-    """
-    import_extensions(extensions)
-    folder, spec = weights_folder(name), describe_checkpoint(name)
-    if isinstance(spec.grid.make_fusion(), Base):
-        raise UserError(f"{name} is a base on clips: train a grid model on it first (train.py ... --init-from {name})")
-    _, shapes = split_model(spec.model, spec.grid)
-    with open_weights(folder) as tensors:
-        params = fit_weights(tensors, shapes, str(folder))
-        digest = weights_hash(folder) if jax.process_index() == 0 else ""
-        return GridPipeline(spec, params, digest, mesh and make_mesh(mesh), attention)

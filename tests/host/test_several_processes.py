@@ -30,7 +30,7 @@ from fourreal.errors import LOST
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import fresh_params, model_table
 from fourreal.parallel import layout
-from fourreal.sampling.pipeline import load_pipeline
+from fourreal.sampling.load import load_pipeline
 from fourreal.scene import Scene
 from fourreal.serialize import to_json
 from fourreal.training import orbax as checkpoint

@@ -18,7 +18,7 @@ from fourreal.geometry.trajectories import trajectory
 from fourreal.media.videos import write_video
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.sampling import inputs
-from fourreal.sampling import pipeline as pipelines
+from fourreal.sampling import load as pipelines
 
 SHAPE = (3, 4, 16, 16)
 BASE = VideoDiTConfig(

@@ -1,0 +1,29 @@
+"""The second stage of a cascade: from 32 x 32 to 128 x 128 pixels, what the enlarged grid lacks.
+
+fourreal data render --out data/render128 --size 128 --sweep 15 60 --train 3000
+python train.py configs/nano_up.py
+cp -r runs/nano_low/weights runs/nano_up/weights/low          # then both are one checkpoint
+python sample.py --checkpoint runs/nano_up
+"""
+
+import dataclasses
+from pathlib import Path
+
+from fourreal.conditions import Hints, LowRes
+from fourreal.data.sources import Records
+from fourreal.training.config import load_config
+
+LOW = load_config(Path(__file__).with_name("nano_low.py"))
+
+CONFIG = dataclasses.replace(
+    LOW,
+    name="nano_up",
+    model=dataclasses.replace(
+        LOW.model,
+        patch=(1, 8, 8),
+        copies="add",  # the enlarged grid is one of the pictures, and the network says what it lacks
+        conditions=(Hints(moved=True, drop=0.3), LowRes(factor=4)),
+    ),
+    data=dataclasses.replace(LOW.data, source=Records("data/render128"), views=4, times=4, sizes=(), batch_size=4),
+    steps=3000,
+)

@@ -1,0 +1,126 @@
+"""`Cascade`: stages of which the first samples a small grid and each further one makes it larger, called like one pipeline.
+
+    low = stage_1(reduced frames, given),    grid = stage_2(frames, given, low_res=low), ...
+
+Every stage has its own weights, and noise of its own. A stage is told the frames that are given at its own size.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from fourreal.checkpoints.specs import ModelSpec
+from fourreal.conditions import LowRes
+from fourreal.conditions.condition import Condition, Conditions
+from fourreal.diffusion.noise import cell_noise
+from fourreal.errors import UserError
+from fourreal.sampling.pipeline import GridPipeline
+from fourreal.scene import Cameras
+
+BLUR = 2**16  # numbers from here on key the noise that blurs what a stage is told
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """Pipelines from the smallest frames to the largest; all but the first take `low_res`."""
+
+    stages: tuple[GridPipeline, ...]
+
+    def __post_init__(self):
+        for stage in self.stages[1:]:
+            if not any(isinstance(condition, LowRes) for condition in stage.config.model.conditions):
+                raise UserError("a stage after the first enlarges: train it with --model.conditions ... low_res")
+        for low, high in zip(self.stages, self.stages[1:], strict=False):
+            if tuple(side * enlarging(high).factor for side in low.config.size) != tuple(high.config.size):
+                raise UserError(
+                    f"a stage makes frames of {low.config.size}, the next one takes a {enlarging(high).factor}th of "
+                    f"{high.config.size}: give stages that fit"
+                )
+
+    @property
+    def config(self) -> ModelSpec:
+        """That of the last stage: what comes out."""
+        return self.stages[-1].config
+
+    @property
+    def weights_hash(self) -> str:
+        """Of all stages."""
+        return "+".join(stage.weights_hash for stage in self.stages)
+
+    @property
+    def mesh(self):
+        """The devices."""
+        return self.stages[-1].mesh
+
+    @property
+    def cameras_taken(self) -> bool:
+        """Whether any stage can be told cameras."""
+        return any(stage.cameras_taken for stage in self.stages)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What a caller can say."""
+        found = {c.name: c for stage in self.stages for c in stage.conditions if not isinstance(c, LowRes)}
+        return tuple(found.values())
+
+    def boxes(self, number: int) -> int:
+        """How many pixels a side of the last stage's frames are one of a stage's."""
+        return math.prod(enlarging(later).factor for later in self.stages[number + 1 :])
+
+    def __call__(
+        self,
+        frames: UInt8[np.ndarray, "v t h w 3"],
+        given: Bool[np.ndarray, "v t"],
+        *,
+        cameras: Cameras | None = None,
+        conditions: Conditions | None = None,
+        seed: int | Sequence[int] = 0,
+        **options,
+    ) -> UInt8[np.ndarray, "v t h w 3"]:
+        """As `GridPipeline.__call__`, with frames of the last stage's size; the steps and the rest are those of every stage."""
+        if np.ndim(seed):
+            each = [self(frames, given, cameras=cameras, conditions=conditions, seed=one, **options) for one in seed]
+            return np.stack(each)
+        said = dict(conditions or {}) | ({} if cameras is None else {"cameras": cameras})
+        taken = {condition.name for condition in self.conditions}
+        if unknown := [name for name, value in said.items() if value is not None and name not in taken]:
+            raise UserError(
+                f"no stage of this checkpoint takes {unknown[0]}; they take {', '.join(taken) or 'nothing'}"
+            )
+        frames, grid = np.asarray(frames), None
+        for number, stage in enumerate(self.stages):
+            boxes = self.boxes(number)
+            own = {condition.name for condition in stage.conditions}
+            told = {name: at_size(value, boxes) for name, value in said.items() if name in own}
+            if grid is not None:
+                low = enlarging(stage)
+                noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))
+                told["low_res"] = low.blurred(grid / np.float32(127.5) - 1, noise, low.sampled)
+            small = reduced(frames, boxes)
+            grid = stage(small, given, conditions=told, seed=seed, stage=number, **options)
+        return grid
+
+
+Pipeline = GridPipeline | Cascade
+
+
+def enlarging(stage: GridPipeline) -> LowRes:
+    """What a stage is told of the one before it."""
+    return next(condition for condition in stage.config.model.conditions if isinstance(condition, LowRes))
+
+
+def reduced(frames: UInt8[np.ndarray, "v t h w 3"], boxes: int) -> UInt8[np.ndarray, "v t y x 3"]:
+    """The means over boxes of so many pixels a side. Raises UserError where they do not divide the frames."""
+    if boxes == 1:
+        return frames
+    return np.rint(LowRes(factor=boxes).reduced(frames)).astype(np.uint8)
+
+
+def at_size(value, boxes: int):
+    """A condition's value as a stage of frames reduced by `boxes` is told it: intrinsics are in pixels."""
+    if not isinstance(value, Cameras):
+        return value
+    return value._replace(K=np.diag(np.float32([1 / boxes, 1 / boxes, 1])) @ np.asarray(value.K, np.float32))
