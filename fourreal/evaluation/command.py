@@ -1,5 +1,6 @@
 """The verb `evaluate`: checkpoints and baselines on the same grids, as a table, `report.json` and `report.html`."""
 
+import functools
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,12 @@ class Evaluate:
     """grids for those rows and for the same weights without cameras or with parts left out, which take most of the time"""
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
+    metric: tuple[str, ...] = ()
+    """your own, MODULE:FUNCTION of (frames uint8 [v t h w 3], truth, given) -> number; add :lower where less is better"""
+    predictions: Annotated[tuple[str, ...], PATH] = ()
+    """folders of what other systems say, NAME.npz with `frames` for every grid; --inputs writes the names"""
+    inputs: Annotated[str | None, PATH] = None
+    """only write what each grid gives to this folder, NAME.npz with frames, given, K and c2w, for other systems"""
     probe: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """also change what the streams tell each other and what they are told, on the first --control-grids grids, two or more"""
     out: Annotated[str | None, PATH] = None
@@ -55,6 +62,7 @@ class Evaluate:
     def run(self) -> None:
         """Checks the options before any weights load; raises ValueError, OSError or ModuleNotFoundError with one line."""
         from fourreal.checkpoints.specs import describe_checkpoint
+        from fourreal.evaluation import others
         from fourreal.evaluation.evaluate import (
             Protocol,
             evaluate,
@@ -65,6 +73,7 @@ class Evaluate:
         from fourreal.evaluation.html_report import write_page
         from fourreal.evaluation.probe import SIGMAS, probe_pipeline
         from fourreal.evaluation.probe_report import probe_text
+        from fourreal.evaluation.scoring import score_grid
         from fourreal.evaluation.summary import summarise
         from fourreal.evaluation.tables import text_table, write_json
         from fourreal.metrics.lpips import make_lpips
@@ -81,12 +90,25 @@ class Evaluate:
             raise UserError(
                 f"the checkpoints are for different grids (views, times, size): {shapes}; compare equal ones"
             )
+        own = others.own_metrics(self.metric)
+        predicted = {Path(folder).name: Path(folder).expanduser() for folder in self.predictions}
+        if len(predicted) < len(self.predictions) or predicted.keys() & names:
+            raise UserError("--predictions: two things have one name; rename a folder")
         networks = {"none": (), "both": ("alex", "vgg")}.get(self.lpips, (self.lpips,))
         lpips = {network: make_lpips(network) for network in networks}
         data = Path(self.data).expanduser() if self.data else None
         grids = read_grids(data, self.split, self.grids, next(iter(specs.values())), self.given)
+        if self.inputs:
+            others.write_inputs(Path(self.inputs).expanduser(), grids)
+            print(
+                f"what {len(grids)} grids give is in {self.inputs}: put predictions beside it as NAME.npz with frames"
+            )
+            return
         if self.probe and len(grids) < 2:
             raise UserError("--probe lends a grid the messages of another one: found 1 grid, give 2 or more")
+        for folder in predicted.values():
+            for grid in grids:
+                others.read_prediction(folder, grid)  # now, not after sampling
         pipes = {name: load_pipeline(path) for name, path in names.items()}
         protocol = Protocol(self.steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
         settings = asdict(protocol) | {
@@ -98,6 +120,8 @@ class Evaluate:
             "grids_hash": grids_hash(grids),
             "given": self.given,
             "lpips": list(networks),
+            "metrics": list(own),
+            "predictions": {name: others.predictions_hash(folder) for name, folder in predicted.items()},
         }
         if self.probe:
             settings["probe"] = list(SIGMAS)
@@ -106,8 +130,12 @@ class Evaluate:
         print(f"{len(grids)} {settings['split']} grids of {settings['data']}, {self.given} given", flush=True)
         from tqdm import tqdm
 
-        with tqdm(total=len(grids) * (1 + len(pipes)), unit="grid", dynamic_ncols=True) as bar:
-            table = evaluate(pipes, grids, lpips, protocol, partial, lambda: bar.update())
+        def score(prediction, grid):
+            return score_grid(prediction, grid.truth, grid.given, lpips, own)
+
+        readers = {name: functools.partial(others.read_prediction, folder) for name, folder in predicted.items()}
+        with tqdm(total=len(grids) * (1 + len(pipes) + len(readers)), unit="grid", dynamic_ncols=True) as bar:
+            table = evaluate(pipes, grids, score, protocol, partial, lambda: bar.update(), readers)
         parts = summarise(table)
         probed = {}
         for name, pipe in pipes.items() if self.probe else ():

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -28,9 +29,8 @@ from fourreal.checkpoints.specs import ModelSpec
 from fourreal.data.batches import Batches, PipelineConfig
 from fourreal.data.sources.records import Records
 from fourreal.errors import UserError
-from fourreal.evaluation.scoring import Score, score_grid
+from fourreal.evaluation.scoring import Score
 from fourreal.metrics.baselines import BASELINES
-from fourreal.metrics.lpips import Lpips
 from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import model_table
@@ -44,6 +44,8 @@ from fourreal.training.state import split_params
 
 BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
 SETTINGS, SCORES = "settings.json", "scores.jsonl"
+
+PREDICTED = "predictions"  # the row of another system
 
 Rows = dict[str, list[Score]]  # row -> a score for each seed
 
@@ -65,11 +67,16 @@ class EvaluationGrid:
     truth: UInt8[np.ndarray, "v t h w 3"]
     given: Bool[np.ndarray, "v t"]
     cameras: Cameras | None = None
+    name: str = ""
+    """the bundled grid's, or its number in the data set"""
 
     @property
     def known(self) -> UInt8[np.ndarray, "v t h w 3"]:
         """The given frames; unknown cells are black, so that no method can see them."""
         return np.where(self.given[:, :, None, None, None], self.truth, np.uint8(0))
+
+
+Scorer = Callable[[np.ndarray, EvaluationGrid], Score]  # of a prediction
 
 
 def given_cells(kind: str, views: int, times: int) -> Bool[np.ndarray, "v t"]:
@@ -98,6 +105,7 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
         shape = (spec.views, spec.times, *spec.size)
         bundled = [read_grid(name, shape) for name in names[:count]]
         found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w)) for one in bundled]
+        names = names[:count]
     else:
         stored = Records(str(data)).open(split).shape(0)[2:4]
         boxes = stored[0] // spec.size[0] if stored[0] % spec.size[0] == 0 else 1
@@ -111,8 +119,9 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
         size = found[0][0].shape[2:4]
         if size != spec.size:
             raise UserError(f"{data} has frames of {size}, the checkpoint is for {spec.size} pixels")
+        names = list(map(str, range(len(found))))
     mask = given_cells(given, spec.views, spec.times)
-    return [EvaluationGrid(truth, mask, cameras) for truth, cameras in found]
+    return [EvaluationGrid(truth, mask, cameras, name) for (truth, cameras), name in zip(found, names, strict=True)]
 
 
 def grids_hash(grids: Sequence[EvaluationGrid]) -> str:
@@ -154,25 +163,25 @@ def with_parts_left_out(pipe: Pipeline) -> dict[str, Pipeline]:
     }
 
 
-def baseline_rows(grid: EvaluationGrid, lpips: Mapping[str, Lpips]) -> Rows:
+def baseline_rows(grid: EvaluationGrid, score: Scorer) -> Rows:
     """The scores of every baseline on one grid."""
     made = {name: make(grid.known, grid.given) for name, make in BASELINES.items()}
     made |= moved_baselines(grid.known, grid.given)
-    return {name: [score_grid(frames, grid.truth, grid.given, lpips)] for name, frames in made.items()}
+    return {name: [score(frames, grid)] for name, frames in made.items()}
 
 
 def checkpoint_rows(
     pipe: Pipeline,
     variants: Mapping[str, Pipeline],
     grid: EvaluationGrid,
-    lpips: Mapping[str, Lpips],
+    scorer: Scorer,
     protocol: Protocol,
     control: bool,
 ) -> Rows:
     """The scores of a checkpoint's rows on one grid; `control`: also those that take most of the time."""
 
     def score(prediction: np.ndarray) -> Score:
-        return score_grid(prediction, grid.truth, grid.given, lpips)
+        return scorer(prediction, grid)
 
     main, *others = protocol.steps
     samples = [sample(pipe, grid, main, seed) for seed in range(protocol.samples if control else protocol.seeds)]
@@ -200,10 +209,11 @@ def steps_row(steps: int) -> str:
 def evaluate(
     pipes: Mapping[str, Pipeline],
     grids: Sequence[EvaluationGrid],
-    lpips: Mapping[str, Lpips],
+    scorer: Scorer,
     protocol: Protocol,
     folder: Path,
     done: Callable[[], None] = lambda: None,
+    predictions: Mapping[str, Callable[[EvaluationGrid], np.ndarray]] = MappingProxyType({}),
 ) -> dict[tuple[str, str], list[list[Score]]]:
     """Scores by (method, row), of every grid and seed. Goes on from the lines in `folder`, `done` is called after each.
 
@@ -213,12 +223,14 @@ def evaluate(
 
     def work(method: str, index: int) -> Rows:
         if method == BASELINE:
-            return baseline_rows(grids[index], lpips)
+            return baseline_rows(grids[index], scorer)
+        if method in predictions:
+            return {PREDICTED: [scorer(predictions[method](grids[index]), grids[index])]}
         control = index < protocol.control_grids
-        return checkpoint_rows(pipes[method], variants[method], grids[index], lpips, protocol, control)
+        return checkpoint_rows(pipes[method], variants[method], grids[index], scorer, protocol, control)
 
     finished = read_scores(folder)
-    tasks = [(method, index) for method in (BASELINE, *pipes) for index in range(len(grids))]
+    tasks = [(method, index) for method in (BASELINE, *pipes, *predictions) for index in range(len(grids))]
     for _ in finished:
         done()
     todo = [task for task in tasks if task not in finished]

@@ -19,7 +19,7 @@ from fourreal.evaluation.evaluate import BASELINE, EvaluationGrid, sample
 from fourreal.evaluation.line_chart import Series, line_chart
 from fourreal.evaluation.probe import Probed
 from fourreal.evaluation.probe_report import probe_section
-from fourreal.evaluation.scoring import METRICS
+from fourreal.evaluation.scoring import metric_of
 from fourreal.evaluation.summary import Part, Row, Table
 from fourreal.evaluation.tables import MARKS, deviation, number
 from fourreal.metrics.baselines import BASELINES, COPIES
@@ -82,7 +82,7 @@ def _facts(settings: Mapping, seconds: Mapping[str, float]) -> str:
 
 def _score_table(part: Part) -> str:
     names = list(part.rows[0].values)
-    head = "".join(f"<th>{METRICS[name].label.replace(' ', '<br>')}</th>" for name in names)
+    head = "".join(f"<th>{metric_of(name).label.replace(' ', '<br>')}</th>" for name in names)
     body = "".join(
         f"<tr><th>{html.escape(row.label)}{_seeds(row)}</th>{''.join(_cell(row, name) for name in names)}</tr>"
         for row in part.rows
@@ -128,7 +128,9 @@ def _intervals(part: Part, name: str) -> str:
     bottom = line * len(rows) + 14
     drawn.append(f'<text class="quiet" x="{left}" y="{bottom}">{low:.1f}</text>')
     drawn.append(f'<text class="quiet" x="{width - 12}" y="{bottom}" text-anchor="end">{high:+.1f} dB</text>')
-    caption = f"<figcaption>{METRICS[name].label}, {part.grids} grids, against the {part.best_copy[name]}</figcaption>"
+    caption = (
+        f"<figcaption>{metric_of(name).label}, {part.grids} grids, against the {part.best_copy[name]}</figcaption>"
+    )
     return f'<div class="card">{caption}<svg viewBox="0 0 {width} {bottom + 4}" role="img">{"".join(drawn)}</svg></div>'
 
 

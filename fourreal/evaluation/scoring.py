@@ -1,8 +1,9 @@
 """All scores of one grid, and what each of them means for the better."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -39,18 +40,28 @@ METRICS = {
 }
 
 
+def metric_of(name: str) -> Metric:
+    """How a metric is shown and compared: one of METRICS, or a user's MODULE:FUNCTION[:lower]."""
+    if name in METRICS:
+        return METRICS[name]
+    _, function, *better = name.split(":")
+    return Metric(f"own {function}", "lower" if better == ["lower"] else "higher", 3)
+
+
 def score_grid(
     prediction: UInt8[np.ndarray, "v t h w 3"],
     truth: UInt8[np.ndarray, "v t h w 3"],
     given: Bool[np.ndarray, "v t"],
     lpips: Mapping[str, Lpips],
+    own: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = MappingProxyType({}),
 ) -> Score:
-    """Every metric over the unknown cells; `lpips` by network. A PSNR counts as 58.9 dB at most."""
+    """Every metric over the unknown cells; `lpips` by network, `own` a user's by name. A PSNR counts as 58.9 dB at most."""
     score = {f"psnr_{name}": min(value, EXACT) for name, value in psnr_by_motion(prediction, truth, given).items()}
     score |= {f"ssim_{name}": value for name, value in ssim_by_motion(prediction, truth, given).items()}
     score |= {f"gradient_{name}": value for name, value in gradient_energy_by_motion(prediction, truth, given).items()}
     for network, distance in lpips.items():
         score[f"lpips_{network}"] = float(distance(prediction[~given], truth[~given]).mean())
+    score |= {name: float(metric(prediction, truth, given)) for name, metric in own.items()}
     cells = np.where(given, np.nan, np.minimum(psnr_per_cell(prediction, truth), EXACT))
     return {name: _finite(value) for name, value in score.items()} | {"cells": [[*map(_finite, row)] for row in cells]}
 

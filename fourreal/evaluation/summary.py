@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fourreal.evaluation.evaluate import BASELINE
-from fourreal.evaluation.scoring import METRICS, Score
+from fourreal.evaluation.scoring import METRICS, Score, metric_of
 from fourreal.metrics.baselines import COPIES
 from fourreal.metrics.statistics import mean_difference
 
@@ -76,10 +76,11 @@ def summarise(table: Table) -> list[Part]:
 
 
 def _part(table: Table, count: int, keys: Sequence[tuple[str, str]]) -> Part:
-    names = [name for name in METRICS if name in next(iter(table.values()))[0][0]]
+    scored = next(iter(table.values()))[0][0]
+    names = [name for name in METRICS if name in scored] + [name for name in scored if ":" in name]
     scores = {key: {name: _array(table[key][:count], name) for name in names} for key in keys}
     quality = {
-        key: {name: _mean(METRICS[name].quality(values), axis=1) for name, values in by_metric.items()}
+        key: {name: _mean(metric_of(name).quality(values), axis=1) for name, values in by_metric.items()}
         for key, by_metric in scores.items()
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fourreal.evaluation.scoring import METRICS
+from fourreal.evaluation.scoring import metric_of
 from fourreal.evaluation.summary import Part, Row, Value
 
 MARKS = {"better": "+", "worse": "-", "": " "}
@@ -19,7 +19,7 @@ def text_table(parts: Sequence[Part]) -> str:
     """The parts as aligned text; the deviation over seeds stands below a row that has several."""
     names = list(parts[0].rows[0].values)
     width = max(len(row.label) for part in parts for row in part.rows) + 2
-    heads = [METRICS[name].label.split() for name in names]
+    heads = [metric_of(name).label.split() for name in names]
     lines = []
     for part in parts:
         title = f"mean over {part.grids} grid{'s' * (part.grids > 1)}"
@@ -38,12 +38,12 @@ def text_table(parts: Sequence[Part]) -> str:
 
 def number(value: Value, name: str) -> str:
     """The mean with the metric's digits, or a dash."""
-    return "-" if value.mean is None else f"{value.mean:.{METRICS[name].digits}f}"
+    return "-" if value.mean is None else f"{value.mean:.{metric_of(name).digits}f}"
 
 
 def deviation(value: Value, name: str) -> str:
     """The deviation over seeds, with a digit more than the mean."""
-    return "-" if value.deviation is None else f"{value.deviation:.{METRICS[name].digits + 1}f}"
+    return "-" if value.deviation is None else f"{value.deviation:.{metric_of(name).digits + 1}f}"
 
 
 def write_json(path: Path, parts: Sequence[Part], about: Mapping[str, object]) -> None:

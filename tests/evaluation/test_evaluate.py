@@ -24,6 +24,7 @@ from fourreal.evaluation.evaluate import (
     read_scores,
     with_parts_left_out,
 )
+from fourreal.evaluation.scoring import score_grid
 from fourreal.geometry.trajectories import trajectory
 from fourreal.metrics.baselines import BASELINES
 from fourreal.metrics.moved_baselines import moved_baselines
@@ -74,9 +75,13 @@ def streams_left_out(monkeypatch):
     monkeypatch.setattr(module, "with_parts_left_out", lambda pipe: {"view stream only": pipe})
 
 
+def scored(prediction, grid):
+    return score_grid(prediction, grid.truth, grid.given, {})
+
+
 def run(folder, pipe):
     folder.mkdir(exist_ok=True)
-    return evaluate({"noisy": pipe}, GRIDS, {}, PROTOCOL, folder)
+    return evaluate({"noisy": pipe}, GRIDS, scored, PROTOCOL, folder)
 
 
 def test_rows_are_the_samples_over_seeds_one_step_and_the_controls_on_the_first_grids(tmp_path, streams_left_out):
@@ -114,7 +119,7 @@ def test_a_checkpoint_with_cameras_is_told_them_and_scored_without_them_too(tmp_
     cameras = trajectory("orbit", 2, (16, 16))
     grids = [replace(grid, cameras=cameras) for grid in GRIDS]
     told, blind = NoisyPipeline(cameras=True), NoisyPipeline()
-    table = evaluate({"told": told, "blind": blind}, grids, {}, PROTOCOL, tmp_path)
+    table = evaluate({"told": told, "blind": blind}, grids, scored, PROTOCOL, tmp_path)
     unknown = [row for row in table if row[1] == "4 steps, cameras unknown"]
     controls = PROTOCOL.control_grids
     assert unknown == [("told", "4 steps, cameras unknown")] and len(table[unknown[0]]) == controls < len(grids)
@@ -244,6 +249,47 @@ def test_the_verb_writes_table_json_and_an_offline_page(checkpoint, bundled, cap
 
     assert main("--checkpoint", str(checkpoint), *few, "--out", "report") == 2
     assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_predictions_of_others_and_a_metric_of_ones_own_stand_in_the_table(checkpoint, bundled, capsys, tmp_path):
+    few = ("--checkpoint", str(checkpoint), "--grids", "2", "--seeds", "1", "--samples", "2", "--control-grids", "1")
+    few = (*few, "--steps", "1", "--lpips", "none")
+    assert main(*few, "--inputs", "asked") == 0
+    (tmp_path / "own_metrics.py").write_text(
+        "def furthest(frames, truth, given):\n    return abs(frames.astype(int) - truth)[~given].max()\n"
+    )
+    (tmp_path / "theirs").mkdir()
+    for index in range(2):
+        asked = np.load(tmp_path / "asked" / f"grid{index}.npz")
+        truth = np.load(tmp_path / f"grid{index}.npz")["frames"]
+        np.testing.assert_array_equal(asked["frames"], np.where(asked["given"][:, :, None, None, None], truth, 0))
+        prediction = np.where(truth > 250, truth, truth + 5)
+        prediction[0, 0] = 0  # given: not theirs to say
+        np.savez(tmp_path / "theirs" / f"grid{index}.npz", frames=prediction.astype(np.uint8))
+    others = ("--predictions", "theirs", "--metric", "own_metrics:furthest:lower")
+    assert main(*few, *others, "--out", "report") == 0
+    assert "theirs, predictions" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    (row,) = (row for row in report["parts"][0]["rows"] if row["method"] == "theirs")
+    assert row["grids"] == 2 and row["values"]["own_metrics:furthest:lower"]["mean"] == 5
+    assert row["values"]["own_metrics:furthest:lower"]["difference"] > 0  # less is better than the copies
+    assert row["values"]["psnr_all"]["mean"] > 34
+
+    (tmp_path / "theirs" / "grid1.npz").unlink()
+    for options, message in (
+        (others, "theirs/grid1.npz is not there"),
+        (("--predictions", "nowhere"), "nowhere/grid0.npz is not there"),
+        (("--metric", "own_metrics"), "give MODULE:FUNCTION"),
+        (("--metric", "own_metrics:nothing"), "cannot be imported"),
+        (("--metric", "math:sin"), "--metric math:sin failed: TypeError"),
+        (("--inputs", "asked"), "--inputs asked exists"),
+    ):
+        assert main(*few, *options, "--out", "other") == 2
+        (line,) = [line for line in capsys.readouterr().err.strip().splitlines() if "error" in line]
+        assert message in line
+    np.savez(tmp_path / "theirs" / "grid1.npz", frames=np.zeros((2, 2)))
+    assert main(*few, *others, "--out", "other") == 2
+    assert "expected uint8 [2, 3, 16, 16, 3]" in capsys.readouterr().err
 
 
 @pytest.mark.slow
