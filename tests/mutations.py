@@ -394,7 +394,7 @@ BREAKS = [
     ),
     Break(
         "models/grid_dit.py",
-        "sum(heads) / len(heads)",
+        "sum(map(result.decode, heads)) / len(heads)",
         "sum(heads)",
         GRID_DIT + "unsynchronized_streams_equal_the_base_on_every_video",
     ),

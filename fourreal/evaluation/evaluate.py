@@ -30,7 +30,9 @@ from fourreal.data.batches import Batches, PipelineConfig
 from fourreal.data.sources.records import Records
 from fourreal.errors import UserError
 from fourreal.evaluation.scoring import Score
+from fourreal.grid import even_cut
 from fourreal.metrics.baselines import BASELINES
+from fourreal.metrics.consistency import Surface
 from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import model_table
@@ -38,7 +40,7 @@ from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.sampling.cascade import Cascade, Pipeline
 from fourreal.sampling.inputs import GRIDS, read_grid
 from fourreal.sampling.pipeline import GridPipeline
-from fourreal.scene import Cameras
+from fourreal.scene import Cameras, Cut
 from fourreal.serialize import differences, read_json
 from fourreal.training.state import split_params
 
@@ -69,6 +71,8 @@ class EvaluationGrid:
     cameras: Cameras | None = None
     name: str = ""
     """the bundled grid's, or its number in the data set"""
+    surface: Surface | None = None
+    """what the truth shows, of a rendered data set"""
 
     @property
     def known(self) -> UInt8[np.ndarray, "v t h w 3"]:
@@ -103,25 +107,29 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
         if count is not None and not 0 < count <= len(names):
             raise UserError(f"--grids {count}: {len(names)} grids are bundled; render more and name them with --data")
         shape = (spec.views, spec.times, *spec.size)
-        bundled = [read_grid(name, shape) for name in names[:count]]
-        found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w)) for one in bundled]
-        names = names[:count]
+        bundled = [(name, read_grid(name, shape)) for name in names[:count]]
+        found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w), name, None) for name, one in bundled]
     else:
-        stored = Records(str(data)).open(split).shape(0)[2:4]
-        boxes = stored[0] // spec.size[0] if stored[0] % spec.size[0] == 0 else 1
+        *cells, height, _ = Records(str(data)).open(split).shape(0)
+        boxes = height // spec.size[0] if height % spec.size[0] == 0 else 1
         cut = PipelineConfig(Records(str(data), max(boxes, 1)), views=spec.views, times=spec.times, batch_size=1)
-        found = []
+        scenes, found = cut.source.open(split), []
         for batch in Batches(cut, (conditions.Cameras(),)).evaluation(split, count):
             frames, cameras = jax.tree.map(lambda x: x[0], (batch["frames"], batch["conditions"]["cameras"]))
             if frames.dtype != np.uint8:
                 raise UserError(f"{data} holds latents: pixels are compared, name a data set of frames")
-            found.append((frames, Cameras(cameras.K, cameras.c2w) if cameras.known else None))
+            cameras = Cameras(cameras.K, cameras.c2w) if cameras.known else None
+            place = int(batch["index"][0])
+            more = scenes.read(place, Cut(*map(even_cut, cells, (spec.views, spec.times)))).more
+            surface = None
+            if cameras is not None and "depth" in more:
+                surface = Surface(more["depth"].astype(np.float64), more["subject"].astype(bool), *cameras[:2])
+            found.append((frames, cameras, str(place), surface))
         size = found[0][0].shape[2:4]
         if size != spec.size:
             raise UserError(f"{data} has frames of {size}, the checkpoint is for {spec.size} pixels")
-        names = list(map(str, range(len(found))))
     mask = given_cells(given, spec.views, spec.times)
-    return [EvaluationGrid(truth, mask, cameras, name) for (truth, cameras), name in zip(found, names, strict=True)]
+    return [EvaluationGrid(truth, mask, *others) for truth, *others in found]
 
 
 def grids_hash(grids: Sequence[EvaluationGrid]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from fourreal.metrics.consistency import Surface, reprojection, warp_and_flicker
 from fourreal.metrics.lpips import Lpips
 from fourreal.metrics.pixels import gradient_energy_by_motion, psnr_by_motion, psnr_per_cell, ssim_by_motion
 
@@ -36,6 +37,9 @@ METRICS = {
     **{f"psnr_{name}": Metric(f"PSNR {name}", "higher", 2) for name in ("all", "moving", "static")},
     **{f"ssim_{name}": Metric(f"SSIM {name}", "higher", 3) for name in ("all", "moving", "static")},
     **{f"gradient_{name}": Metric(f"gradient {name}", "one", 2) for name in ("all", "moving", "static")},
+    **{f"reprojection_{name}": Metric(f"reprojected {name}", "lower", 2) for name in ("seen", "unseen")},
+    "warp_all": Metric("flow warp", "lower", 2),
+    "flicker_static": Metric("flicker static", "lower", 2),
     **{f"lpips_{network}": Metric(f"LPIPS {network}", "lower", 3) for network in ("alex", "vgg")},
 }
 
@@ -54,11 +58,18 @@ def score_grid(
     given: Bool[np.ndarray, "v t"],
     lpips: Mapping[str, Lpips],
     own: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = MappingProxyType({}),
+    surface: Surface | None = None,
 ) -> Score:
-    """Every metric over the unknown cells; `lpips` by network, `own` a user's by name. A PSNR counts as 58.9 dB at most."""
+    """Every metric over the unknown cells; `lpips` by network, `own` a user's by name. A PSNR counts as 58.9 dB at most.
+
+    The reprojection error needs the `surface` that the truth shows.
+    """
     score = {f"psnr_{name}": min(value, EXACT) for name, value in psnr_by_motion(prediction, truth, given).items()}
     score |= {f"ssim_{name}": value for name, value in ssim_by_motion(prediction, truth, given).items()}
     score |= {f"gradient_{name}": value for name, value in gradient_energy_by_motion(prediction, truth, given).items()}
+    if surface is not None:
+        score |= {f"reprojection_{name}": e for name, e in reprojection(prediction, given, surface).items()}
+    score["warp_all"], score["flicker_static"] = warp_and_flicker(prediction, truth, given)
     for network, distance in lpips.items():
         score[f"lpips_{network}"] = float(distance(prediction[~given], truth[~given]).mean())
     score |= {name: float(metric(prediction, truth, given)) for name, metric in own.items()}

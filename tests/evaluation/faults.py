@@ -100,6 +100,8 @@ def main():
     found = fault_scores(bundled_truths(), given_cells("view_and_time", 4, 4), lpips)
     print("| | " + " | ".join(FAULTS) + " |\n" + "|---" * (1 + len(FAULTS)) + "|")
     for name, metric in METRICS.items():
+        if name not in found:
+            continue
         cells = (" / ".join(f"{value:.{metric.digits}f}" for value in found[name][fault]) for fault in FAULTS)
         print(f"| {metric.label} | " + " | ".join(cells) + " |")
 

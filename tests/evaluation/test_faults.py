@@ -41,6 +41,24 @@ def test_gradient_energy_is_blind_to_sharp_pixels_in_the_wrong_place(found, faul
     assert found["gradient_all"][fault] == pytest.approx([1, 1, 1], abs=0.06)
 
 
+TRUTH = {"warp_all": 3.1, "flicker_static": 0.16}  # of the bundled grids themselves
+
+
+@pytest.mark.parametrize("fault", ["shuffled time", "camera jitter", "wrong view", "noise"])
+def test_warp_error_orders_what_breaks_motion(found, fault):
+    assert falls("warp_all", found["warp_all"][fault], TRUTH["warp_all"])
+
+
+@pytest.mark.parametrize("fault", ["blur", "camera jitter", "wrong view", "noise"])
+def test_flicker_orders_what_disturbs_still_pixels(found, fault):
+    assert falls("flicker_static", found["flicker_static"][fault], TRUTH["flicker_static"])
+
+
+@pytest.mark.parametrize("fault", ["blur", "frozen time"])
+def test_warp_error_praises_blur_and_standing_still(found, fault):
+    assert max(found["warp_all"][fault]) < TRUTH["warp_all"]
+
+
 @pytest.mark.parametrize("fault", ["frozen time", "shuffled time"])
 def test_static_pixels_are_nearly_blind_to_time(found, fault):
     assert min(found["psnr_static"][fault]) > 45 > 2 * max(found["psnr_moving"][fault])
