@@ -3,7 +3,7 @@
     index.html          drag sideways for view, up and down for time; offline, one file
     contact.png         all cells: given, sampled, and if known the truth and the best copy
     grid.mp4            all views tiled, time to and fro
-    videos/camNN.mp4    one video per view, its frames once (enlarged to at least 256 px)
+    videos/camNN.mp4    one video per view, its frames once in the source's time (enlarged to at least 256 px)
     grid.npz            frames uint8 [v, t, h, w, 3], given bool [v, t]; K [v, 3, 3], c2w [v, 4, 4] (OpenCV) if known
     metadata.json       settings, seed, versions, hash of the weights, timings, PSNR
     transforms.json     only with cameras: nerfstudio's form, and images/camNN/NNNNNN.png that it names
@@ -47,7 +47,10 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class GridResult:
-    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`."""
+    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`.
+
+    `fps`: frames a second of the user's video, for videos/; None where it is not known, then FPS.
+    """
 
     name: str
     sampled: UInt8[np.ndarray, "v t h w 3"]
@@ -57,6 +60,7 @@ class GridResult:
     c2w: Float[np.ndarray, "v 4 4"] | None = None
     about: Mapping[str, object] = field(default_factory=dict)
     focus: float | None = None
+    fps: float | None = None
 
 
 def scores(result: GridResult) -> Scores:
@@ -115,7 +119,7 @@ def write_result(out: Path, result: GridResult, *, overwrite: bool = False) -> P
         contact_sheet([known, *shown], result.given, shorter=384 // max(result.given.shape)).save(
             folder / "contact.png"
         )
-        _write_videos(folder, result.sampled)
+        _write_videos(folder, result.sampled, result.fps or FPS)
         cameras = {"K": result.K, "c2w": result.c2w}
         arrays = {name: array for name, array in cameras.items() if array is not None}
         np.savez_compressed(folder / "grid.npz", frames=result.sampled, given=result.given, **arrays)
@@ -165,12 +169,12 @@ def _page(result: GridResult, shown: list[Panel], table: Scores) -> str:
     return viewer_page(f"{result.name} · fourreal", shown, result.given, truth=result.truth, about=facts)
 
 
-def _write_videos(folder: Path, sampled: np.ndarray) -> None:
+def _write_videos(folder: Path, sampled: np.ndarray, fps: float) -> None:
     views, times = sampled.shape[:2]
     large = np.stack([enlarged(video) for video in sampled])
     (folder / "videos").mkdir()
     for v, video in enumerate(large):
-        write_video(folder / "videos" / f"cam{v:02d}.mp4", video, FPS)
+        write_video(folder / "videos" / f"cam{v:02d}.mp4", video, fps)
     across = math.ceil(math.sqrt(views))
     empty = -views % across
     large = np.concatenate([large, np.zeros((empty, *large.shape[1:]), np.uint8)])
@@ -196,7 +200,7 @@ def _metadata(result: GridResult, table: Scores) -> dict[str, object]:
     return {
         "generator": f"fourreal {__version__}",
         "name": result.name,
-        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": FPS},
+        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": result.fps or FPS},
         "given": [{"view": int(v), "time": int(t)} for v, t in np.argwhere(result.given)],
         "psnr_db": {
             name: {kind: round(value, 4) if math.isfinite(value) else None for kind, value in row.items()}

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def test_each_view_video_holds_its_frames_once_in_order_at_256_px(result, tmp_pa
         frames = read_frames(clip, range(clip.count), (256, 256), "center")
         levels = frames.mean((1, 2, 3))
         assert clip.count == TIMES and np.abs(levels - 20 * (v * TIMES + np.arange(TIMES))).max() < 3  # 8-bit yuv
+
+
+@pytest.mark.parametrize(("fps", "stored"), [(None, 8), (2.5, 2.5), (30000 / 1001, 30000 / 1001)])
+def test_view_videos_keep_the_time_of_the_source_and_the_tiled_one_its_own(result, tmp_path, fps, stored):
+    write_result(tmp_path / "unit", replace(result, fps=fps))
+    assert open_clip(str(tmp_path / "unit/videos/cam00.mp4")).fps == pytest.approx(stored)
+    assert json.loads((tmp_path / "unit/metadata.json").read_text())["grid"]["fps"] == pytest.approx(stored)
+    tiled = open_clip(str(tmp_path / "unit/grid.mp4"))
+    assert tiled.fps == 8 and tiled.count / tiled.fps >= 3
 
 
 def test_tiled_video_shows_every_view_in_its_place_to_and_fro(result, tmp_path):
