@@ -1,6 +1,6 @@
 """A sampled grid as a folder: a page to look at, videos, arrays, cameras, and what it was made with.
 
-    index.html          drag sideways for view, up and down for time; offline, one file
+    index.html          drag sideways for time, up and down for view; offline, one file
     contact.png         all cells: given, sampled, and if known the truth and the best copy
     grid.mp4            all views tiled, time to and fro
     videos/camNN.mp4    one video per view, its frames once in the source's time (enlarged to at least 256 px)
@@ -29,7 +29,8 @@ from fourreal.host.folders import check_creatable, whole_folder
 from fourreal.media.pictures import enlarged
 from fourreal.media.sheet import Panel, contact_sheet
 from fourreal.media.videos import write_video
-from fourreal.metrics.baselines import BASELINES, best_copy
+from fourreal.metrics.baselines import BASELINES, best_copy, copy_freeze_time
+from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr_by_motion
 from fourreal.sampling.page import viewer_page
 
@@ -85,13 +86,24 @@ def score_table(table: Scores, unknown: int) -> str:
 
 
 def panels(result: GridResult) -> list[Panel]:
-    """What is shown beside each other: the sampled grid, and if known the truth and the better of the two copies."""
+    """What the contact sheet shows: the sampled grid, and if known the truth and the better of the two copies."""
     shown = [Panel("sampled", result.sampled)]
     if result.truth is not None:
         name, copy = best_copy(result.truth, result.given, result.truth)
         kind = name.removeprefix("copy of the ").removesuffix(" frame")
         shown += [Panel("truth", result.truth), Panel(f"best copy ({kind})", copy)]
     return shown
+
+
+def compared(result: GridResult) -> list[Panel]:
+    """What the page compares: the sampled grid, two baselines that need no truth, and the truth if it is known."""
+    moved = moved_baselines(result.sampled, result.given)["mean of both moved"]
+    shown = [
+        Panel("sampled", result.sampled),
+        Panel("nearest given frame", copy_freeze_time(result.sampled, result.given)),
+        Panel("moved hint", moved),
+    ]
+    return shown if result.truth is None else [*shown, Panel("truth", result.truth)]
 
 
 def check_destination(out: Path, overwrite: bool) -> None:
@@ -110,11 +122,12 @@ def check_destination(out: Path, overwrite: bool) -> None:
 def write_result(out: Path, result: GridResult, *, overwrite: bool = False) -> Path:
     """Writes the whole folder `out`, or nothing; returns the path of its index.html."""
     shown = panels(result)
+    page = _page(result)
     table = scores(result)
     check_destination(out, overwrite)
     with whole_folder(out) as folder:
         folder.mkdir()
-        (folder / "index.html").write_text(_page(result, shown, table), encoding="utf-8")
+        (folder / "index.html").write_text(page, encoding="utf-8")
         known = Panel("given", result.sampled, shown=result.given)
         contact_sheet([known, *shown], result.given, shorter=384 // max(result.given.shape)).save(
             folder / "contact.png"
@@ -160,13 +173,25 @@ def transforms(result: GridResult) -> dict[str, object]:
     }
 
 
-def _page(result: GridResult, shown: list[Panel], table: Scores) -> str:
+def _page(result: GridResult) -> str:
+    shown = compared(result)
     options = result.about.get("options", {})
     facts = {key: options[key] for key in ("checkpoint", "seed", "steps", "guidance_scale") if key in options}
     facts["given"] = f"{result.given.sum()} of {result.given.size} cells"
-    for name, row in list(table.items())[:3]:  # the sampled grid and the two copies
-        facts[f"PSNR {name}"] = f"{row['all']:.2f} dB (moving {row['moving']:.2f})"
-    return viewer_page(f"{result.name} · fourreal", shown, result.given, truth=result.truth, about=facts)
+    facts["moved hint"] = "given frames carried along optical flow"
+    for panel in shown if result.truth is not None else ():
+        if panel.frames is not result.truth:
+            row = psnr_by_motion(panel.frames, result.truth, result.given)
+            facts[f"PSNR {panel.title}"] = f"{row['all']:.2f} dB (moving {row['moving']:.2f})"
+    videos = [_video_path(v) for v in range(len(result.sampled))]
+    return viewer_page(
+        f"{result.name} · fourreal",
+        shown,
+        result.given,
+        truth=result.truth,
+        about=facts,
+        files=["grid.mp4", "grid.npz", "contact.png", *videos],
+    )
 
 
 def _write_videos(folder: Path, sampled: np.ndarray, fps: float) -> None:
@@ -174,7 +199,7 @@ def _write_videos(folder: Path, sampled: np.ndarray, fps: float) -> None:
     large = np.stack([enlarged(video) for video in sampled])
     (folder / "videos").mkdir()
     for v, video in enumerate(large):
-        write_video(folder / "videos" / f"cam{v:02d}.mp4", video, fps)
+        write_video(folder / _video_path(v), video, fps)
     across = math.ceil(math.sqrt(views))
     empty = -views % across
     large = np.concatenate([large, np.zeros((empty, *large.shape[1:]), np.uint8)])
@@ -189,6 +214,10 @@ def _write_pictures(folder: Path, sampled: np.ndarray) -> None:
         path = folder / _picture_path(v, t)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sampled[v, t]).save(path)
+
+
+def _video_path(v: int) -> str:
+    return f"videos/cam{v:02d}.mp4"
 
 
 def _picture_path(v: int, t: int) -> str:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from fourreal.geometry.pinhole import look_at, opencv_from_opengl
 from fourreal.media.clips import open_clip, read_frames
 from fourreal.media.sheet import Panel, animated_picture, contact_sheet
 from fourreal.sampling import results as export
-from fourreal.sampling.results import GridResult, check_destination, score_table, scores, transforms, write_result
+from fourreal.sampling.results import (
+    GridResult,
+    check_destination,
+    compared,
+    score_table,
+    scores,
+    transforms,
+    write_result,
+)
 
 VIEWS, TIMES, SIZE = 3, 4, 16
 
@@ -49,6 +58,31 @@ def test_folder_holds_exactly_what_the_module_lists(result, tmp_path):
     single = {"index.html", "contact.png", "grid.mp4", "grid.npz", "metadata.json", "transforms.json"}
     assert files_in(index.parent) == videos | pictures | single
     assert [path.name for path in index.parent.parent.iterdir()] == ["unit"]
+
+
+def page_data(folder):
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_page_compares_with_baselines_and_with_the_truth_where_it_is_known(result, tmp_path, known):
+    write_result(tmp_path / "unit", result if known else replace(result, truth=None))
+    data = page_data(tmp_path / "unit")
+    names = ["nearest given frame", "moved hint"] + ["truth"] * known
+    assert [panel["title"] for panel in data["panels"]] == ["sampled", *names]
+    scored = {name for name in data["about"] if name.startswith("PSNR")}
+    assert scored == ({f"PSNR {name}" for name in ("sampled", *names[:2])} if known else set())
+    assert {"grid.mp4", "grid.npz", "contact.png", "videos/cam02.mp4"} <= set(data["files"])
+    assert set(data["files"]) <= files_in(tmp_path / "unit")
+
+
+def test_what_the_page_compares_reads_given_cells_only(result):
+    other = np.where(result.given[..., None, None, None], result.sampled, 255 - result.sampled)
+    for one, two in zip(compared(result)[1:], compared(replace(result, sampled=other))[1:], strict=True):
+        assert (one.frames == two.frames).all()
+    nearest = compared(result)[1].frames  # the frame of the freeze-time video
+    assert (nearest[1:, 1:] == result.sampled[1:, :1]).all()
 
 
 def test_without_cameras_no_transforms_are_claimed(result, tmp_path):
