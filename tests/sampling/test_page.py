@@ -39,6 +39,15 @@ def test_page_holds_every_frame_bit_for_bit(given):
                 assert (pixels[:, 10 * t : 10 * (t + 1)] == panel.frames[v, t]).all()
 
 
+def test_frames_that_are_too_wide_for_one_strip_stand_in_rows():
+    frames = random_grid(0, views=1, times=3, height=2, width=7000)
+    data = page_data(viewer_page("grid", [Panel("sampled", frames)], np.zeros((1, 3), bool)))
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["panels"][0]["strips"][0].split(",")[1]))))
+    assert data["columns"] == 2
+    for t, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
+        assert (pixels[2 * row : 2 * row + 2, 7000 * column : 7000 * column + 7000] == frames[0, t]).all()
+
+
 def test_page_says_which_cells_are_given_and_how_good_each_is(given):
     truth = random_grid(0)
     sampled = truth.copy()

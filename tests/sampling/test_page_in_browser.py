@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fourreal.media.sheet import Panel
+from fourreal.sampling import page as page_module
 from fourreal.sampling.page import viewer_page
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -36,6 +37,12 @@ def browser():
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(params=[16383, 30], ids=["one row a strip", "rows of two"])
+def webp_side(request, monkeypatch):
+    """The longest strip of pictures, in pixels."""
+    monkeypatch.setattr(page_module, "WEBP_SIDE", request.param)
 
 
 @pytest.fixture
@@ -122,7 +129,7 @@ def test_an_address_names_a_cell_that_stands_still_and_follows_the_steps(opened)
     assert page.url.endswith("#v=1,t=3")
 
 
-def test_arrows_step_times_across_and_views_down_as_the_map_lies(opened):
+def test_arrows_step_times_across_and_views_down_as_the_map_lies(opened, webp_side):
     page = still(opened)
     for key, cell in (
         ("ArrowRight", (1, 3)),
@@ -145,8 +152,8 @@ def test_drag_and_map_follow_the_same_axes(opened):
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(*middle)
     page.mouse.down()
-    page.mouse.move(middle[0] + 0.8 * box["width"] / (TIMES - 1), middle[1])
-    assert shown(page)[:2] == (1, 3)
+    page.mouse.move(middle[0] + 2 * 0.8 * box["width"] / (TIMES - 1), middle[1])
+    assert shown(page)[:2] == (1, 4)
     page.mouse.move(middle[0], middle[1] - 0.8 * box["height"] / (VIEWS - 1))
     page.mouse.up()
     assert shown(page)[:2] == (0, 2)
@@ -156,7 +163,9 @@ def test_drag_and_map_follow_the_same_axes(opened):
 
 def test_space_plays_and_pauses_time_and_with_shift_the_views(opened):
     page = still(opened)
+    assert page.locator("#playTime").get_attribute("aria-label") == "Play time"
     press(page, "Space")
+    assert page.locator("#playTime").get_attribute("aria-label") == "Pause time"
     assert played(page, 2)[:5] == [(1, 2), (1, 3), (1, 4), (1, 3), (1, 2)]
     press(page, "Space")
     assert len(played(page, 2)) == 1

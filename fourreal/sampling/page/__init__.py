@@ -21,6 +21,7 @@ from PIL import Image
 from fourreal.media.sheet import Panel
 from fourreal.metrics.pixels import psnr_per_cell
 
+WEBP_SIDE = 16383  # px, the longest that WebP takes
 TEMPLATE = Path(__file__).with_name("viewer.html")
 
 
@@ -39,17 +40,19 @@ def viewer_page(
     paths of files to link, from the page's folder.
     """
     views, times, height, width, _ = panels[0].frames.shape
+    columns = min(times, max(1, WEBP_SIDE // width))
     data = {
         "views": views,
         "times": times,
         "height": height,
         "width": width,
+        "columns": columns,
         "given": given.astype(int).tolist(),
         "start": opening_cell(given),
         "panels": [
             {
                 "title": panel.title,
-                "strips": [_strip(frames) for frames in panel.frames],
+                "strips": [_strip(frames, columns) for frames in panel.frames],
                 "psnr": None if truth is None or panel.frames is truth else _finite(psnr_per_cell(panel.frames, truth)),
             }
             for panel in panels
@@ -80,10 +83,12 @@ def opening_cell(given: Bool[np.ndarray, "v t"]) -> tuple[int, int]:
     return min(np.ndindex(given.shape), key=rank)
 
 
-def _strip(frames: np.ndarray) -> str:
-    """All times of one view side by side, as a data URL."""
+def _strip(frames: np.ndarray, columns: int) -> str:
+    """All times of one view side by side, in rows of `columns` frames, as a data URL."""
     file = io.BytesIO()
-    Image.fromarray(rearrange(frames, "t h w c -> h (t w) c")).save(file, "webp", lossless=True, method=4)
+    filled = np.pad(frames, ((0, -len(frames) % columns), (0, 0), (0, 0), (0, 0)))
+    rows = rearrange(filled, "(down across) h w c -> (down h) (across w) c", across=columns)
+    Image.fromarray(rows).save(file, "webp", lossless=True, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -60,7 +60,8 @@ function makeFigure(panels, compared) {
   }
   function draw() {
     const { title, psnr } = panels[chosen];
-    context.drawImage(pictures[chosen][cell.view], -cell.time * data.width, 0);
+    const across = cell.time % data.columns, down = Math.floor(cell.time / data.columns);
+    context.drawImage(pictures[chosen][cell.view], -across * data.width, -down * data.height);
     canvas.setAttribute("aria-label", `${title}, ${where()}`);
     buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === chosen)));
     // Only the sample is an answer to the given cells; the comparison shows the same cell.
@@ -163,7 +164,9 @@ function stop(axis) {
 function showPlaying() {
   for (const [name, button] of Object.entries(playButtons)) {
     button.setAttribute("aria-pressed", String(playing.has(name)));
-    if (name !== "bullet") button.textContent = playing.has(name) ? "Pause" : "Play";
+    if (name === "bullet") continue;
+    button.textContent = playing.has(name) ? "Pause" : "Play";
+    button.setAttribute("aria-label", `${button.textContent} ${name}`);
   }
   clearTimeout(timer);
   if (playing.size) timer = setTimeout(tick, 125);
@@ -181,6 +184,7 @@ for (const [name, button] of Object.entries(playButtons)) {
   button.disabled = !possible[name];
   button.addEventListener("click", () => play(name));
 }
+showPlaying();
 for (const axis of ["view", "time"]) {
   byId(axis).max = counts[axis] - 1;
   byId(axis).addEventListener("input", () => {
