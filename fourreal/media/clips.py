@@ -29,12 +29,16 @@ EXPECTED = "expected a video, a gif, an npz, a picture, or a folder or glob of p
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames that are counted but not decoded. `files` holds the pictures of a folder or glob, in order."""
+    """Frames that are counted but not decoded. `files` holds the pictures of a folder or glob, in order.
+
+    `fps` is a video's mean number of frames a second, None where it is not known.
+    """
 
     path: str
     kind: Literal["video", "picture", "pictures", "npz"]
     count: int
     files: tuple[Path, ...] = ()
+    fps: float | None = None
 
     @property
     def source(self) -> Path:
@@ -62,9 +66,9 @@ def open_clip(path: str) -> Clip:
         if source.suffix.lower() in pictures.SUFFIXES:
             return Clip(path, "picture", pictures.count_pictures(source))
         count = videos.count_frames(source)
-    if not count:
-        raise UserError(f"{path}: no frames of a video in it; {EXPECTED}")
-    return Clip(path, "video", count)
+        if not count:
+            raise UserError(f"{path}: no frames of a video in it; {EXPECTED}")
+        return Clip(path, "video", count, fps=videos.frame_rate(source))
 
 
 def choose_frames(clip: Clip, wanted: int, frames: str | None = None) -> list[int]:

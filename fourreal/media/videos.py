@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Container, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -31,6 +32,13 @@ def count_frames(path: Path) -> int:
     return packets.count(False)
 
 
+def frame_rate(path: Path) -> float | None:
+    """Mean frames a second of a file's first video stream, None where the file does not tell."""
+    with _open(path) as container:
+        rate = container.streams.video[0].average_rate
+    return float(rate) if rate else None
+
+
 def decode_frames(path: Path, wanted: Container[int]) -> Iterator[tuple[int, Image.Image]]:
     """(index, frame) of the wanted frames, upright as the phone held it; the others are decoded but not converted."""
     with _open(path) as container:
@@ -41,7 +49,7 @@ def decode_frames(path: Path, wanted: Container[int]) -> Iterator[tuple[int, Ima
                 yield index, frame.to_image().rotate(frame.rotation, expand=True)
 
 
-def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> None:
+def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> None:
     """H.264, yuv420p, CRF 18, no audio. Both sides must be even. The file appears whole or not at all."""
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -49,7 +57,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> N
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         with av.open(str(partial), "w") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

@@ -274,7 +274,7 @@ class Sample:
             cameras = told.get("cameras")
             K, c2w, focus = (inputs.K, inputs.c2w, None) if cameras is None else cameras[:3]
             focus = None if focus is None else float(focus)
-            result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus)
+            result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus, inputs.fps)
             index = write_result(out, result, overwrite=self.output.overwrite)
             compiled = " (compilation included)" if seed == next(iter(folders)) else ""
             print(f"sampled {sampling.steps} steps in {took:.1f} s, seed {seed}{compiled}")

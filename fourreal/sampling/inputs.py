@@ -23,13 +23,14 @@ from PIL import Image
 
 from fourreal.errors import MissingFile, UserError
 from fourreal.grid import even_cut
-from fourreal.media.clips import choose_frames, natural_order, open_clip, read_frames
+from fourreal.media.clips import Clip, choose_frames, natural_order, open_clip, read_frames
 from fourreal.media.npz import read_array
 from fourreal.media.pictures import Crop, fit, fit_intrinsics
 from fourreal.metrics.pixels import psnr
 
 GRIDS = Path(__file__).parents[1] / "assets" / "grids"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".gif", ".npz")
+SLOWEST, FASTEST = 0.1, 240.0  # frames a second; beyond them players give up, and nobody sees a motion
 DIFFERENT = 15.0  # dB; below this two pictures are not the same moment from the same camera
 
 
@@ -59,6 +60,8 @@ class GridInput:
     notes: tuple[str, ...] = field(default=())
     crop: Crop = "center"
     """how pictures were brought to size"""
+    fps: float | None = None
+    """frames a second of the first fixed-view video's chosen frames, where it is known"""
 
 
 def parse_placement(text: str) -> Placement:
@@ -115,7 +118,9 @@ def read_placements(
         notes.append(_crossing_note(cell, first, second, psnr(crossing[cell, second], grid[cell])))
     given = np.zeros((views, times), bool)
     given[tuple(np.array(list(owner)).T)] = True
-    return GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes), crop=crop)
+    fixed_view = (_chosen_fps(clip, indices) for placement, clip, indices, _ in chosen if placement.time is None)
+    fps = next((rate for rate in fixed_view if rate is not None), None)
+    return GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes), crop=crop, fps=fps)
 
 
 def place_views(path: str, views: int) -> tuple[list[Placement], str]:
@@ -184,6 +189,14 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
 def _name_of(path: str) -> str:
     """A name for files from the first input's path."""
     return re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.") or "given"
+
+
+def _chosen_fps(clip: Clip, indices: Sequence[int]) -> float | None:
+    """Frames a second at which the chosen frames last as long as the range that they are chosen from."""
+    if clip.fps is None:
+        return None
+    fps = len(indices) * clip.fps / (max(indices) - min(indices) + 1)
+    return fps if SLOWEST <= fps <= FASTEST else None
 
 
 def _cells(placement: Placement, views: int, times: int) -> list[tuple[int, int]]:

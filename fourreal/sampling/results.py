@@ -1,9 +1,9 @@
 """A sampled grid as a folder: a page to look at, videos, arrays, cameras, and what it was made with.
 
-    index.html          drag sideways for view, up and down for time; offline, one file
+    index.html          drag sideways for time, up and down for view; offline, one file
     contact.png         all cells: given, sampled, and if known the truth and the best copy
     grid.mp4            all views tiled, time to and fro
-    videos/camNN.mp4    one video per view, its frames once (enlarged to at least 256 px)
+    videos/camNN.mp4    one video per view, its frames once in the source's time (enlarged to at least 256 px)
     grid.npz            frames uint8 [v, t, h, w, 3], given bool [v, t]; K [v, 3, 3], c2w [v, 4, 4] (OpenCV) if known
     metadata.json       settings, seed, versions, hash of the weights, timings, PSNR
     transforms.json     only with cameras: nerfstudio's form, and images/camNN/NNNNNN.png that it names
@@ -29,7 +29,8 @@ from fourreal.host.folders import check_creatable, whole_folder
 from fourreal.media.pictures import enlarged
 from fourreal.media.sheet import Panel, contact_sheet
 from fourreal.media.videos import write_video
-from fourreal.metrics.baselines import BASELINES, best_copy
+from fourreal.metrics.baselines import BASELINES, best_copy, copy_freeze_time
+from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr_by_motion
 from fourreal.sampling.page import viewer_page
 
@@ -47,7 +48,10 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class GridResult:
-    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`."""
+    """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`.
+
+    `fps`: frames a second of the user's video, for videos/; None where it is not known, then FPS.
+    """
 
     name: str
     sampled: UInt8[np.ndarray, "v t h w 3"]
@@ -57,6 +61,7 @@ class GridResult:
     c2w: Float[np.ndarray, "v 4 4"] | None = None
     about: Mapping[str, object] = field(default_factory=dict)
     focus: float | None = None
+    fps: float | None = None
 
 
 def scores(result: GridResult) -> Scores:
@@ -81,13 +86,24 @@ def score_table(table: Scores, unknown: int) -> str:
 
 
 def panels(result: GridResult) -> list[Panel]:
-    """What is shown beside each other: the sampled grid, and if known the truth and the better of the two copies."""
+    """What the contact sheet shows: the sampled grid, and if known the truth and the better of the two copies."""
     shown = [Panel("sampled", result.sampled)]
     if result.truth is not None:
         name, copy = best_copy(result.truth, result.given, result.truth)
         kind = name.removeprefix("copy of the ").removesuffix(" frame")
         shown += [Panel("truth", result.truth), Panel(f"best copy ({kind})", copy)]
     return shown
+
+
+def compared(result: GridResult) -> list[Panel]:
+    """What the page compares: the sampled grid, two baselines that need no truth, and the truth if it is known."""
+    moved = moved_baselines(result.sampled, result.given)["mean of both moved"]
+    shown = [
+        Panel("sampled", result.sampled),
+        Panel("nearest given frame", copy_freeze_time(result.sampled, result.given)),
+        Panel("moved hint", moved),
+    ]
+    return shown if result.truth is None else [*shown, Panel("truth", result.truth)]
 
 
 def check_destination(out: Path, overwrite: bool) -> None:
@@ -106,16 +122,17 @@ def check_destination(out: Path, overwrite: bool) -> None:
 def write_result(out: Path, result: GridResult, *, overwrite: bool = False) -> Path:
     """Writes the whole folder `out`, or nothing; returns the path of its index.html."""
     shown = panels(result)
+    page = _page(result)
     table = scores(result)
     check_destination(out, overwrite)
     with whole_folder(out) as folder:
         folder.mkdir()
-        (folder / "index.html").write_text(_page(result, shown, table), encoding="utf-8")
+        (folder / "index.html").write_text(page, encoding="utf-8")
         known = Panel("given", result.sampled, shown=result.given)
         contact_sheet([known, *shown], result.given, shorter=384 // max(result.given.shape)).save(
             folder / "contact.png"
         )
-        _write_videos(folder, result.sampled)
+        _write_videos(folder, result.sampled, result.fps or FPS)
         cameras = {"K": result.K, "c2w": result.c2w}
         arrays = {name: array for name, array in cameras.items() if array is not None}
         np.savez_compressed(folder / "grid.npz", frames=result.sampled, given=result.given, **arrays)
@@ -156,21 +173,33 @@ def transforms(result: GridResult) -> dict[str, object]:
     }
 
 
-def _page(result: GridResult, shown: list[Panel], table: Scores) -> str:
+def _page(result: GridResult) -> str:
+    shown = compared(result)
     options = result.about.get("options", {})
     facts = {key: options[key] for key in ("checkpoint", "seed", "steps", "guidance_scale") if key in options}
     facts["given"] = f"{result.given.sum()} of {result.given.size} cells"
-    for name, row in list(table.items())[:3]:  # the sampled grid and the two copies
-        facts[f"PSNR {name}"] = f"{row['all']:.2f} dB (moving {row['moving']:.2f})"
-    return viewer_page(f"{result.name} · fourreal", shown, result.given, truth=result.truth, about=facts)
+    facts["moved hint"] = "given frames carried along optical flow"
+    for panel in shown if result.truth is not None else ():
+        if panel.frames is not result.truth:
+            row = psnr_by_motion(panel.frames, result.truth, result.given)
+            facts[f"PSNR {panel.title}"] = f"{row['all']:.2f} dB (moving {row['moving']:.2f})"
+    videos = [_video_path(v) for v in range(len(result.sampled))]
+    return viewer_page(
+        f"{result.name} · fourreal",
+        shown,
+        result.given,
+        truth=result.truth,
+        about=facts,
+        files=["grid.mp4", "grid.npz", "contact.png", *videos],
+    )
 
 
-def _write_videos(folder: Path, sampled: np.ndarray) -> None:
+def _write_videos(folder: Path, sampled: np.ndarray, fps: float) -> None:
     views, times = sampled.shape[:2]
     large = np.stack([enlarged(video) for video in sampled])
     (folder / "videos").mkdir()
     for v, video in enumerate(large):
-        write_video(folder / "videos" / f"cam{v:02d}.mp4", video, FPS)
+        write_video(folder / _video_path(v), video, fps)
     across = math.ceil(math.sqrt(views))
     empty = -views % across
     large = np.concatenate([large, np.zeros((empty, *large.shape[1:]), np.uint8)])
@@ -187,6 +216,10 @@ def _write_pictures(folder: Path, sampled: np.ndarray) -> None:
         Image.fromarray(sampled[v, t]).save(path)
 
 
+def _video_path(v: int) -> str:
+    return f"videos/cam{v:02d}.mp4"
+
+
 def _picture_path(v: int, t: int) -> str:
     return f"images/cam{v:02d}/{t:06d}.png"
 
@@ -196,7 +229,7 @@ def _metadata(result: GridResult, table: Scores) -> dict[str, object]:
     return {
         "generator": f"fourreal {__version__}",
         "name": result.name,
-        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": FPS},
+        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": result.fps or FPS},
         "given": [{"view": int(v), "time": int(t)} for v, t in np.argwhere(result.given)],
         "psnr_db": {
             name: {kind: round(value, 4) if math.isfinite(value) else None for kind, value in row.items()}

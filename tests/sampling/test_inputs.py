@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fourreal.media.videos import write_video
 from fourreal.sampling import inputs
 from fourreal.sampling.inputs import Placement, parse_placement, place_views, read_grid, read_placements
 
@@ -74,6 +75,14 @@ def test_the_first_named_clip_wins_where_video_and_orbit_cross(folder):
 def test_a_crossing_that_shows_something_else_is_warned_about(folder):
     save_clip(folder / "other.npz", 3, first=20)
     assert "they differ there (2.6 dB)" in read(folder, "video.npz@v=0", "other.npz@t=0").notes[0]  # 190 levels apart
+
+
+@pytest.mark.parametrize(("frames", "expected"), [(None, 4 * 30 / 12), ("2:8", 4 * 30 / 6)])
+def test_chosen_frames_of_a_video_last_as_long_as_the_range_they_are_from(folder, frames, expected):
+    write_video(folder / "long.mp4", np.zeros((12, 8, 8, 3), np.uint8), fps=30)
+    assert read(folder, "orbit.npz@t=0", "long.mp4@v=0", frames=frames).fps == pytest.approx(expected)
+    assert read(folder, "long.mp4@t=0", frames=frames).fps is None  # its frames are views
+    assert read(folder, "video.npz@v=0").fps is None
 
 
 @pytest.mark.parametrize("second", ["photo.png@v=0,t=2", "video.npz@v=0"])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fourreal.media.sheet import Panel
-from fourreal.sampling.page import viewer_page
+from fourreal.sampling.page import opening_cell, viewer_page
 
 
 def random_grid(seed, views=3, times=4, height=6, width=10):
@@ -39,6 +39,15 @@ def test_page_holds_every_frame_bit_for_bit(given):
                 assert (pixels[:, 10 * t : 10 * (t + 1)] == panel.frames[v, t]).all()
 
 
+def test_frames_that_are_too_wide_for_one_strip_stand_in_rows():
+    frames = random_grid(0, views=1, times=3, height=2, width=7000)
+    data = page_data(viewer_page("grid", [Panel("sampled", frames)], np.zeros((1, 3), bool)))
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["panels"][0]["strips"][0].split(",")[1]))))
+    assert data["columns"] == 2
+    for t, (row, column) in enumerate(((0, 0), (0, 1), (1, 0))):
+        assert (pixels[2 * row : 2 * row + 2, 7000 * column : 7000 * column + 7000] == frames[0, t]).all()
+
+
 def test_page_says_which_cells_are_given_and_how_good_each_is(given):
     truth = random_grid(0)
     sampled = truth.copy()
@@ -50,9 +59,30 @@ def test_page_says_which_cells_are_given_and_how_good_each_is(given):
     assert data["panels"][1]["psnr"] is None
 
 
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([(0, t) for t in range(4)] + [(v, 0) for v in range(3)], (2, 2)),  # as far as (2, 3), and nearer the middle
+        ([(0, 0), (2, 3)], (1, 1)),
+        ([(1, 1)], (0, 3)),
+        ([], (1, 1)),
+    ],
+)
+def test_page_opens_on_the_unknown_cell_farthest_from_the_given_ones(cells, expected):
+    given = np.zeros((3, 4), bool)
+    for cell in cells:
+        given[cell] = True
+    assert opening_cell(given) == expected
+    assert page_data(viewer_page("grid", [Panel("sampled", random_grid(0))], given))["start"] == list(expected)
+
+
 def test_page_asks_nothing_of_the_network(given):
-    page = viewer_page("grid", [Panel("sampled", random_grid(0))], given)
+    page = viewer_page("grid", [Panel("sampled", random_grid(0))], given, files=["grid.mp4"])
     assert not re.search(r"""(?:src|href)\s*=\s*["']|https?://|@import|url\(|fetch\(|XMLHttp""", page)
+    assert re.findall(r"\b(?:src|href): ([^, ]+)", page) == [
+        "source",
+        "`./${file}`",
+    ]  # data URLs; files beside the page
     assert "default-src 'none'; img-src data:" in page  # and a browser would refuse
 
 

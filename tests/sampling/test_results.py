@@ -1,6 +1,8 @@
 import itertools
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,15 @@ from fourreal.geometry.pinhole import look_at, opencv_from_opengl
 from fourreal.media.clips import open_clip, read_frames
 from fourreal.media.sheet import Panel, animated_picture, contact_sheet
 from fourreal.sampling import results as export
-from fourreal.sampling.results import GridResult, check_destination, score_table, scores, transforms, write_result
+from fourreal.sampling.results import (
+    GridResult,
+    check_destination,
+    compared,
+    score_table,
+    scores,
+    transforms,
+    write_result,
+)
 
 VIEWS, TIMES, SIZE = 3, 4, 16
 
@@ -50,6 +60,31 @@ def test_folder_holds_exactly_what_the_module_lists(result, tmp_path):
     assert [path.name for path in index.parent.parent.iterdir()] == ["unit"]
 
 
+def page_data(folder):
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    return json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_page_compares_with_baselines_and_with_the_truth_where_it_is_known(result, tmp_path, known):
+    write_result(tmp_path / "unit", result if known else replace(result, truth=None))
+    data = page_data(tmp_path / "unit")
+    names = ["nearest given frame", "moved hint"] + ["truth"] * known
+    assert [panel["title"] for panel in data["panels"]] == ["sampled", *names]
+    scored = {name for name in data["about"] if name.startswith("PSNR")}
+    assert scored == ({f"PSNR {name}" for name in ("sampled", *names[:2])} if known else set())
+    assert {"grid.mp4", "grid.npz", "contact.png", "videos/cam02.mp4"} <= set(data["files"])
+    assert set(data["files"]) <= files_in(tmp_path / "unit")
+
+
+def test_what_the_page_compares_reads_given_cells_only(result):
+    other = np.where(result.given[..., None, None, None], result.sampled, 255 - result.sampled)
+    for one, two in zip(compared(result)[1:], compared(replace(result, sampled=other))[1:], strict=True):
+        assert (one.frames == two.frames).all()
+    nearest = compared(result)[1].frames  # the frame of the freeze-time video
+    assert (nearest[1:, 1:] == result.sampled[1:, :1]).all()
+
+
 def test_without_cameras_no_transforms_are_claimed(result, tmp_path):
     plain = GridResult("unit", result.sampled, result.given)
     write_result(tmp_path / "unit", plain)
@@ -72,6 +107,15 @@ def test_each_view_video_holds_its_frames_once_in_order_at_256_px(result, tmp_pa
         frames = read_frames(clip, range(clip.count), (256, 256), "center")
         levels = frames.mean((1, 2, 3))
         assert clip.count == TIMES and np.abs(levels - 20 * (v * TIMES + np.arange(TIMES))).max() < 3  # 8-bit yuv
+
+
+@pytest.mark.parametrize(("fps", "stored"), [(None, 8), (2.5, 2.5), (30000 / 1001, 30000 / 1001)])
+def test_view_videos_keep_the_time_of_the_source_and_the_tiled_one_its_own(result, tmp_path, fps, stored):
+    write_result(tmp_path / "unit", replace(result, fps=fps))
+    assert open_clip(str(tmp_path / "unit/videos/cam00.mp4")).fps == pytest.approx(stored)
+    assert json.loads((tmp_path / "unit/metadata.json").read_text())["grid"]["fps"] == pytest.approx(stored)
+    tiled = open_clip(str(tmp_path / "unit/grid.mp4"))
+    assert tiled.fps == 8 and tiled.count / tiled.fps >= 3
 
 
 def test_tiled_video_shows_every_view_in_its_place_to_and_fro(result, tmp_path):
