@@ -192,10 +192,10 @@ def _name_of(path: str) -> str:
 
 
 def _chosen_fps(clip: Clip, indices: Sequence[int]) -> float | None:
-    """Frames a second at which the chosen frames last as long as the range that they are chosen from."""
-    if clip.fps is None:
+    """Frames a second at which what moves in the chosen frames is as fast as in the clip; None: not known."""
+    if clip.fps is None or len(indices) < 2 or max(indices) == min(indices):
         return None
-    fps = len(indices) * clip.fps / (max(indices) - min(indices) + 1)
+    fps = (len(indices) - 1) * clip.fps / (max(indices) - min(indices))
     return fps if SLOWEST <= fps <= FASTEST else None
 
 

@@ -100,7 +100,7 @@ def test_given_is_repeatable_and_settings_reach_pipeline_and_metadata(pipeline, 
     assert given.tolist() == [[True] + [False] * 3, [True] * 4, [True] + [False] * 3]
     assert options == PLAIN | {"steps": 3, "guidance_scale": 2.0, "seed": 5}
     stored = json.loads((tmp_path / "out/a/metadata.json").read_text())
-    assert stored["grid"]["fps"] == pytest.approx(4 * 8 / 7)
+    assert stored["grid"]["fps"] == pytest.approx(3 * 8 / 6)
     assert stored["options"]["given"] == ["long.mp4@v=1", "orbit.mp4@t=0"] and stored["options"]["seed"] == 5
     assert stored["weights_hash"] == "abc123" and stored["model"]["grid"]["fusion"] == "hard"
     assert stored["versions"]["jax"] and stored["timings_s"]["sample"] >= 0
