@@ -1219,6 +1219,7 @@ ALLOWED = {
     *(("config.py", name) for name in ("runpy", "run_path")),  # the config file that the user names
     ("cli.py", "import_module"),  # our own verbs
     ("options.py", "import_module"),  # the modules that the user names with --extensions
+    ("others.py", "import_module"),  # and those of --metric
     ("aot.py", "subprocess"),  # itself in a process of its own, asked in JSON
     # LPIPS' own package keeps weights as pickles: read only with the right SHA-256, and only pieces of arrays
     *(("lpips.py", name) for name in ("pickle", "import_module")),

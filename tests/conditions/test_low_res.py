@@ -51,7 +51,11 @@ def test_a_fresh_model_answers_with_the_enlarged_frames_beside_what_it_says_with
     outs = []
     for config, conditions in zip(configs, ({}, told), strict=True):
         model = GridDiT(VideoDiT(config, rngs=nnx.Rngs(0)), GridDiTConfig("soft"), rngs=nnx.Rngs(1))
-        outs.append(np.asarray(model(data["x"], data["sigma"], data["given"], conditions)))
+        outs.append(
+            np.asarray(
+                nnx.jit(lambda model, *of: model(*of))(model, data["x"], data["sigma"], data["given"], conditions)
+            )
+        )
     enlarged = np.asarray(jax.image.resize(low, data["x"].shape, "cubic"))
     np.testing.assert_allclose(outs[1] - outs[0], enlarged, atol=1e-5)  # fp32 sums of numbers near 1
 

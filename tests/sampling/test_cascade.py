@@ -33,6 +33,12 @@ def params(spec: ModelSpec) -> dict:
     return jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh)
 
 
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """These programs are tiny."""
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module")
 def weights():
     return params(LOW), params(HIGH)
@@ -85,6 +91,7 @@ def test_unknown_cells_are_not_read_and_seeds_are_as_alone(cascade):
     assert (both[0] != both[1]).any()
 
 
+@pytest.mark.slow
 def test_cameras_reach_the_stages_that_take_them_in_pixels_of_their_size(cascade):
     cameras = trajectory("orbit:40", 2, (16, 16))
     result = cascade(FRAMES, GIVEN, cameras=cameras, steps=1)
@@ -98,6 +105,7 @@ def test_cameras_reach_the_stages_that_take_them_in_pixels_of_their_size(cascade
         cascade(FRAMES, GIVEN, conditions={"text": np.zeros((2, 3))})
 
 
+@pytest.mark.slow
 def test_a_folder_within_a_folder_of_weights_is_the_stage_before(folder, cascade):
     assert stage_folders(folder) == [folder / "low", folder] and describe_checkpoint(folder) == HIGH
     pipe = fourreal.load_pipeline(folder)
