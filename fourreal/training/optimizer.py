@@ -1,11 +1,18 @@
-"""AdamW with warm-up and cosine decay, clipping, accumulation and an average of the parameters, all from optax."""
+"""AdamW or Muon with warm-up and cosine decay, clipping, accumulation and an average of the parameters, all from optax.
+
+Muon (Jordan et al. 2024) takes the layers' matrices, of blocks and sync, AdamW the rest. Its updates are scaled to the size of
+AdamW's, 0.2 sqrt(max(in, out)) for an orthogonal one (Liu et al. 2025), so that one learning rate serves both.
+"""
 
 import dataclasses
+import math
 from types import MappingProxyType
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from fourreal.errors import UserError
 from fourreal.models.build import Params
@@ -16,6 +23,8 @@ from fourreal.parallel.layout import Table
 class OptimConfig:
     """Optimizer and schedule."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of the layers and adamw for the rest"""
     lr: float = 1e-3
     """peak learning rate"""
     warmup: int = 50
@@ -25,11 +34,13 @@ class OptimConfig:
     final_lr: float = 0.02
     """learning rate at the end, as a share of the peak"""
     weight_decay: float = 0.01
-    """AdamW's decay; of matrices only, never of norms, biases, tables and vectors"""
+    """decay of the parameters; of matrices only, never of norms, biases, tables and vectors"""
     beta1: float = 0.9
-    """decay of the first moment"""
+    """AdamW's decay of the first moment"""
     beta2: float = 0.99
-    """decay of the second moment"""
+    """AdamW's decay of the second moment"""
+    momentum: float = 0.95
+    """Muon's decay of its momentum"""
     clip: float = 1.0
     """largest global norm of a gradient"""
     accumulate: int = 1
@@ -43,7 +54,9 @@ class OptimConfig:
         for name in ("lr", "clip", "sync_lr"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: give a number above 0")
-        for name in ("final_lr", "beta1", "beta2", "ema"):
+        if self.kind not in ("adamw", "muon"):
+            raise UserError(f"optim.kind is '{self.kind}': expected adamw or muon")
+        for name in ("final_lr", "beta1", "beta2", "momentum", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} is {getattr(self, name)}: give a number from 0 to 1")
         if self.accumulate < 1 or self.warmup < 0 or self.weight_decay < 0:
@@ -76,20 +89,49 @@ def make_optimizer(config: OptimConfig, steps: int, table: Table = MappingProxyT
 
         return jax.tree_util.tree_map_with_path(lambda *at: group(*at) == "sync", params)
 
-    parts = [
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=decayed,
-        ),
-    ]
+    rate = learning_rate(config, steps)
+    update = optax.adamw(rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed)
+    if config.kind == "muon":
+        update = optax.partition({"muon": _muon(config, rate), "adamw": update}, _of_layers)
+    parts = [optax.clip_by_global_norm(config.clip), update]
     if config.sync_lr is not None:
         parts.append(optax.masked(optax.scale(config.sync_lr / config.lr), of_sync))
     chain = optax.chain(*parts)
     return optax.MultiSteps(chain, config.accumulate) if config.accumulate > 1 else chain
+
+
+def _muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon of one matrix a layer: of the axes after the layers', the first half is the input, the other one the output."""
+
+    def axes(params: Params) -> Params:
+        def of(x: jax.Array) -> contrib.MuonDimensionNumbers:
+            half = 1 + (x.ndim - 1) // 2
+            return contrib.MuonDimensionNumbers(tuple(range(1, half)), tuple(range(half, x.ndim)))
+
+        return jax.tree.map(of, params)
+
+    def sized(updates: Params, _: Params | None) -> Params:
+        def of(x: jax.Array) -> jax.Array:
+            half = 1 + (x.ndim - 1) // 2
+            return 0.2 * max(math.prod(x.shape[1:half]), math.prod(x.shape[half:])) ** 0.5 * x
+
+        return jax.tree.map(of, updates)
+
+    return optax.chain(
+        contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=axes),
+        optax.stateless(sized),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _of_layers(params: Params) -> Params:
+    """`muon` for the stacked matrices of the layers, `adamw` for the rest."""
+
+    def label(path: tuple, x: jax.Array) -> str:
+        return "muon" if path[-1].key == "kernel" and x.ndim in (3, 5) else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def update_average(average: Params, params: Params, step: jax.Array, config: OptimConfig) -> Params:

@@ -39,6 +39,39 @@ def test_weight_decay_shrinks_kernels_and_nothing_else(tiny):
         np.testing.assert_allclose(update, expected, rtol=1e-6, err_msg=".".join(path))
 
 
+def test_muon_moves_the_layers_matrices_by_an_orthogonal_step_and_adamw_the_rest(tiny):
+    """In one step the momentum is the gradient, and the step 0.2 sqrt(max(in, out)) times its polar factor."""
+    params = tiny.params(tiny.config(), GridDiTConfig("soft"))
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=np.shape(x)), jnp.float32), params)
+    settings = OptimConfig(lr=0.1, warmup=0, weight_decay=0.0, clip=1e9)
+    steps = {}
+    for kind in ("muon", "adamw"):
+        optimizer = make_optimizer(dataclasses.replace(settings, kind=kind), steps=10)
+        steps[kind] = traverse_util.flatten_dict(optimizer.update(gradients, optimizer.init(params), params)[0])
+    matrices = [
+        path
+        for path, x in steps["muon"].items()
+        if path[-1] == "kernel" and path[:2] != ("base", "conditions") and x.ndim > 2
+    ]
+    assert {path[0] for path in matrices} == {"base", "sync"} and len(matrices) > 5
+    flat = traverse_util.flatten_dict(gradients)
+    for path, step in steps["muon"].items():
+        if path not in matrices:
+            np.testing.assert_array_equal(step, steps["adamw"][path], err_msg=".".join(path))
+            continue
+        for layer, gradient in zip(np.asarray(step), np.asarray(flat[path]), strict=True):
+            # of sync: from (stream, d) to (output, d)
+            shape = gradient.shape if gradient.ndim == 2 else (np.prod(gradient.shape[:2]), np.prod(gradient.shape[2:]))
+            left, values, right = np.linalg.svd(gradient.reshape(shape), full_matrices=False)
+            polar = -layer.reshape(shape) / (0.1 * 0.2 * max(shape) ** 0.5)
+            values = values / np.linalg.norm(values)
+            for _ in range(5):  # Newton and Schulz, on the singular values
+                values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+            # fp32 products of 24 to 96 numbers, five times over
+            np.testing.assert_allclose(polar, left * values @ right, atol=1e-4, err_msg=".".join(path))
+
+
 def test_learning_rate_rises_to_its_peak_and_falls_on_a_cosine():
     schedule = learning_rate(OptimConfig(lr=2.0, warmup=10, final_lr=0.1), steps=110)
     assert [float(schedule(n)) for n in (0, 5, 10)] == pytest.approx([2 / 11, 12 / 11, 2])  # the first step moves, too
