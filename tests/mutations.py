@@ -394,8 +394,8 @@ BREAKS = [
     ),
     Break(
         "models/grid_dit.py",
-        "sum(map(result.decode, heads)) / len(heads)",
-        "sum(heads)",
+        "result.decode(sum(heads) / len(heads))",
+        "result.decode(sum(heads))",
         GRID_DIT + "unsynchronized_streams_equal_the_base_on_every_video",
     ),
     Break(
@@ -571,8 +571,8 @@ BREAKS = [
     # training/
     Break(
         "training/optimizer.py",
-        'path[-1].key == "kernel"',
-        "True",
+        'lambda path, _: path[-1].key == "kernel"',
+        "lambda path, _: True",
         OPTIMIZER + "weight_decay_shrinks_kernels_and_nothing_else",
     ),
     Break(

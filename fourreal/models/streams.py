@@ -30,7 +30,7 @@ class Result:
     """what the probe observed, with a leading layer axis"""
 
     def decode(self, head: Float[Array, "b v t s k"]) -> Float[Array, "b v t h w c"]:
-        """Frames of a head."""
+        """Frames of a head, or of a mean of heads."""
         return self.base.decode(head, self.frames, self.pictures)
 
 

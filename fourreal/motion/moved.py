@@ -101,8 +101,8 @@ def moved_frames(
 def error(there: Float[np.ndarray, "h w 2"], back: Float[np.ndarray, "h w 2"]) -> Float[np.ndarray, "h w"]:
     """How far a flow and the one back are from cancelling: |f + b|^2 / (0.0006 (|f|^2 + |b|^2) + 0.03).
 
-    The check of Sundaram et al. 2010 is e <= 1 with constants 16 times as large; these leave the pixels that go where they
-    belong (tests/motion/test_moved.py: 99 % within one, of those that the others leave 91 to 96 %). OUTSIDE where the flow
+    The check of Sundaram et al. 2010 is e <= 1 with constants 16 times as large. On the scene of tests/motion/test_moved.py 91
+    to 96 % of the pixels that pass it are within one of where they belong, with these constants 99 %. OUTSIDE where the flow
     leaves the picture.
     """
     nearest, inside = landing(there)

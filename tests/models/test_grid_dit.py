@@ -103,8 +103,12 @@ def test_modulated_linear_maps_are_zero_in_a_fresh_model(tiny, fusion):
     assert len(sync) == 5 and not any(value.any() for value in sync.values())
 
 
-def test_readout_mean_is_the_mean_of_the_two_streams_heads(tiny, data):
-    outs = {readout: run(tiny, data, GridDiTConfig("soft", "zero", readout)) for readout in ("mean", "time", "view")}
+@pytest.mark.parametrize("changes", [{}, {"hints": True, "copies": "mix"}], ids=["add", "mix"])
+def test_readout_mean_is_the_mean_of_the_two_streams_heads(tiny, data, changes):
+    outs = {
+        readout: run(tiny, data, GridDiTConfig("soft", "zero", readout), **changes)
+        for readout in ("mean", "time", "view")
+    }
     np.testing.assert_allclose(outs["mean"], (outs["time"] + outs["view"]) / 2, atol=TOLERANCE)
     assert np.abs(outs["time"] - outs["view"]).max() > 0.01
 
