@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+
+from fourreal.errors import UserError
 
 if TYPE_CHECKING:  # it would import JAX, which processes that render or read do without
     from jaxtyping import Array
@@ -51,3 +53,22 @@ class Scene(NamedTuple):
     """embedded prompt"""
     more: Mapping[str, Any] = {}
     """what else the source knows, by name, for the conditions that ask for it"""
+
+
+def box_means(x: Shaped[np.ndarray, "v t h w *c"], boxes: int) -> Float[np.ndarray, "v t y x *c"]:
+    """The means over boxes of so many pixels a side. Raises UserError where they do not divide the frames."""
+    views, times, height, width, *channels = x.shape
+    if height % boxes or width % boxes:
+        raise UserError(f"frames of {height} x {width}: boxes of {boxes} pixels a side do not divide them")
+    parts = x.reshape(views, times, height // boxes, boxes, width // boxes, boxes, *channels)
+    return parts.mean((3, 5), dtype=np.float32)
+
+
+def reduced_frames(frames: UInt8[np.ndarray, "v t h w 3"], boxes: int) -> UInt8[np.ndarray, "v t y x 3"]:
+    """The same of pixels, rounded."""
+    return frames if boxes == 1 else np.rint(box_means(frames, boxes)).astype(np.uint8)
+
+
+def reduced_cameras(cameras: Cameras, boxes: int) -> Cameras:
+    """The cameras of frames so reduced: intrinsics are in pixels, and pixel (0, 0) begins at 0."""
+    return cameras._replace(K=np.diag(np.float32([1 / boxes, 1 / boxes, 1])) @ cameras.K)

@@ -78,6 +78,10 @@ class Hints(Condition):
 
     def check(self, value: Any, views: int, times: int) -> Float[np.ndarray, "v t k h w c+1"] | MovedFrames:
         if isinstance(value, MovedFrames):
+            shape = value.pictures.shape[:3]
+            if not self.moved or shape != (views, times, MOVED) or value.found.shape != (views, times):
+                takes = f"[{views}, {times}, {MOVED}, h, w, 4]" if self.moved else "none, its hints do not move"
+                raise UserError(f"moved hints are {list(value.pictures.shape)}: this model takes {takes}")
             return value
         value = np.asarray(value, np.float32)
         if value.ndim != 6 or value.shape[:3] != (views, times, self.pictures):

@@ -23,7 +23,7 @@ from fourreal.errors import UserError
 from fourreal.grid import Cells, Known, patchify
 from fourreal.nn.linear import linear
 from fourreal.parallel.layout import FSDP
-from fourreal.scene import Scene
+from fourreal.scene import Scene, box_means
 
 
 class LowResFrames(NamedTuple):
@@ -102,18 +102,10 @@ class LowRes(Condition):
     def example(self, scene: Scene, given: Bool[np.ndarray, "v t"], rng: np.random.Generator | None) -> LowResFrames:
         if scene.frames.dtype != np.uint8:
             raise UserError(f"low_res is made of uint8 pixels, not of {scene.frames.dtype}: leave it out")
-        small = self.reduced(scene.frames)
+        small = box_means(scene.frames, self.factor)
         level = self.sampled if rng is None else rng.uniform(0, self.noise)
         rng = np.random.default_rng(scene.index) if rng is None else rng
         return self.blurred(small / np.float32(127.5) - 1, rng.standard_normal(small.shape, np.float32), level)
-
-    def reduced(self, frames: np.ndarray) -> Float[np.ndarray, "v t y x c"]:
-        """The means over boxes of `factor` pixels a side. Raises UserError where these do not divide the frames."""
-        views, times, height, width, channels = frames.shape
-        if height % self.factor or width % self.factor:
-            raise UserError(f"frames of {height} x {width}: low_res needs sides that its factor {self.factor} divides")
-        boxes = (views, times, height // self.factor, self.factor, width // self.factor, self.factor, channels)
-        return frames.reshape(boxes).mean((3, 5), dtype=np.float32)
 
     def check(self, value: Any, views: int, times: int) -> LowResFrames:
         """A `LowResFrames`, or uint8 frames, which are taken as they are."""

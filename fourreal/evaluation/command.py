@@ -94,8 +94,6 @@ class Evaluate:
         predicted = {Path(folder).name: Path(folder).expanduser() for folder in self.predictions}
         if len(predicted) < len(self.predictions) or predicted.keys() & names:
             raise UserError("--predictions: two things have one name; rename a folder")
-        networks = {"none": (), "both": ("alex", "vgg")}.get(self.lpips, (self.lpips,))
-        lpips = {network: make_lpips(network) for network in networks}
         data = Path(self.data).expanduser() if self.data else None
         grids = read_grids(data, self.split, self.grids, next(iter(specs.values())), self.given)
         if self.inputs:
@@ -104,6 +102,8 @@ class Evaluate:
                 f"what {len(grids)} grids give is in {self.inputs}: put predictions beside it as NAME.npz with frames"
             )
             return
+        networks = {"none": (), "both": ("alex", "vgg")}.get(self.lpips, (self.lpips,))
+        lpips = {network: make_lpips(network) for network in networks}
         if self.probe and len(grids) < 2:
             raise UserError("--probe lends a grid the messages of another one: found 1 grid, give 2 or more")
         for folder in predicted.values():

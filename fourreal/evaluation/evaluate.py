@@ -20,11 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import jax
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from fourreal import conditions
 from fourreal.checkpoints.specs import ModelSpec
 from fourreal.data.batches import Batches, PipelineConfig
 from fourreal.data.sources.records import Records
@@ -40,7 +38,7 @@ from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.sampling.cascade import Cascade, Pipeline
 from fourreal.sampling.inputs import GRIDS, read_grid
 from fourreal.sampling.pipeline import GridPipeline
-from fourreal.scene import Cameras, Cut
+from fourreal.scene import Cameras, Cut, Scene
 from fourreal.serialize import differences, read_json
 from fourreal.training.state import split_params
 
@@ -110,26 +108,32 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
         bundled = [(name, read_grid(name, shape)) for name in names[:count]]
         found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w), name, None) for name, one in bundled]
     else:
-        *cells, height, _ = Records(str(data)).open(split).shape(0)
-        boxes = height // spec.size[0] if height % spec.size[0] == 0 else 1
-        cut = PipelineConfig(Records(str(data), max(boxes, 1)), views=spec.views, times=spec.times, batch_size=1)
-        scenes, found = cut.source.open(split), []
-        for batch in Batches(cut, (conditions.Cameras(),)).evaluation(split, count):
-            frames, cameras = jax.tree.map(lambda x: x[0], (batch["frames"], batch["conditions"]["cameras"]))
-            if frames.dtype != np.uint8:
-                raise UserError(f"{data} holds latents: pixels are compared, name a data set of frames")
-            cameras = Cameras(cameras.K, cameras.c2w) if cameras.known else None
-            place = int(batch["index"][0])
-            more = scenes.read(place, Cut(*map(even_cut, cells, (spec.views, spec.times)))).more
-            surface = None
-            if cameras is not None and "depth" in more:
-                surface = Surface(more["depth"].astype(np.float64), more["subject"].astype(bool), *cameras[:2])
-            found.append((frames, cameras, str(place), surface))
+        stored = Records(str(data)).open(split).shape(0)
+        boxes = stored[2] // spec.size[0] if stored[2] % spec.size[0] == 0 else 1
+        cut = PipelineConfig(Records(str(data), max(boxes, 1)), views=spec.views, times=spec.times)
+        scenes = Batches(cut).open(split)
+        count = len(scenes) if count is None else count
+        if not 0 < count <= len(scenes):
+            raise UserError(f"split '{split}' has {len(scenes)} grids, not {count}: ask for 1 to {len(scenes)}")
+        cells = Cut(even_cut(stored[0], spec.views), even_cut(stored[1], spec.times))
+        found = [_read(data, scenes.read(place, cells), str(place)) for place in range(count)]
         size = found[0][0].shape[2:4]
         if size != spec.size:
             raise UserError(f"{data} has frames of {size}, the checkpoint is for {spec.size} pixels")
     mask = given_cells(given, spec.views, spec.times)
     return [EvaluationGrid(truth, mask, *others) for truth, *others in found]
+
+
+def _read(data: Path, scene: Scene, name: str) -> tuple[np.ndarray, Cameras | None, str, Surface | None]:
+    """What a grid has of a scene but the mask."""
+    if scene.frames.dtype != np.uint8:
+        raise UserError(f"{data} holds latents: pixels are compared, name a data set of frames")
+    if scene.cameras is None:
+        return scene.frames, None, name, None
+    cameras, surface = Cameras(scene.cameras.K, scene.cameras.c2w), None
+    if {"depth", "subject"} <= scene.more.keys():
+        surface = Surface(scene.more["depth"].astype(np.float64), scene.more["subject"].astype(bool), *cameras[:2])
+    return scene.frames, cameras, name, surface
 
 
 def grids_hash(grids: Sequence[EvaluationGrid]) -> str:

@@ -35,7 +35,8 @@ from fourreal.evaluation.scoring import EXACT
 from fourreal.metrics.pixels import psnr
 from fourreal.models.build import Params
 from fourreal.parallel.mesh import MeshConfig, make_mesh
-from fourreal.sampling.cascade import Cascade, Pipeline, at_size, reduced
+from fourreal.sampling.cascade import Cascade, Pipeline
+from fourreal.scene import reduced_cameras, reduced_frames
 
 CHANGES = ("kept", "silent", "foreign")
 MESSAGES = "messages"
@@ -112,7 +113,10 @@ def probe_pipeline(pipe: Pipeline, grids: Sequence[EvaluationGrid], sigmas: Sequ
     """
     if isinstance(pipe, Cascade):
         boxes = pipe.boxes(0)
-        grids = [EvaluationGrid(reduced(g.truth, boxes), g.given, at_size(g.cameras, boxes)) for g in grids]
+        grids = [
+            EvaluationGrid(reduced_frames(g.truth, boxes), g.given, g.cameras and reduced_cameras(g.cameras, boxes))
+            for g in grids
+        ]
         pipe = pipe.stages[0]
     frames, given = (np.stack([getattr(grid, name) for grid in grids]) for name in ("truth", "given"))
     views, times, *size = frames.shape[1:5]

@@ -18,7 +18,7 @@ from fourreal.conditions.condition import Condition, Conditions
 from fourreal.diffusion.noise import cell_noise
 from fourreal.errors import UserError
 from fourreal.sampling.pipeline import GridPipeline
-from fourreal.scene import Cameras
+from fourreal.scene import Cameras, reduced_cameras, reduced_frames
 
 BLUR = 2**16  # numbers from here on key the noise that blurs what a stage is told
 
@@ -94,13 +94,14 @@ class Cascade:
         for number, stage in enumerate(self.stages):
             boxes = self.boxes(number)
             own = {condition.name for condition in stage.conditions}
-            told = {name: at_size(value, boxes) for name, value in said.items() if name in own}
+            told = {name: value for name, value in said.items() if name in own}
+            if told.get("cameras") is not None:
+                told["cameras"] = reduced_cameras(told["cameras"], boxes)
             if grid is not None:
                 low = enlarging(stage)
                 noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))
                 told["low_res"] = low.blurred(grid / np.float32(127.5) - 1, noise, low.sampled)
-            small = reduced(frames, boxes)
-            grid = stage(small, given, conditions=told, seed=seed, stage=number, **options)
+            grid = stage(reduced_frames(frames, boxes), given, conditions=told, seed=seed, stage=number, **options)
         return grid
 
 
@@ -110,17 +111,3 @@ Pipeline = GridPipeline | Cascade
 def enlarging(stage: GridPipeline) -> LowRes:
     """What a stage is told of the one before it."""
     return next(condition for condition in stage.config.model.conditions if isinstance(condition, LowRes))
-
-
-def reduced(frames: UInt8[np.ndarray, "v t h w 3"], boxes: int) -> UInt8[np.ndarray, "v t y x 3"]:
-    """The means over boxes of so many pixels a side. Raises UserError where they do not divide the frames."""
-    if boxes == 1:
-        return frames
-    return np.rint(LowRes(factor=boxes).reduced(frames)).astype(np.uint8)
-
-
-def at_size(value, boxes: int):
-    """A condition's value as a stage of frames reduced by `boxes` is told it: intrinsics are in pixels."""
-    if not isinstance(value, Cameras):
-        return value
-    return value._replace(K=np.diag(np.float32([1 / boxes, 1 / boxes, 1])) @ np.asarray(value.K, np.float32))

@@ -103,23 +103,16 @@ def make_optimizer(config: OptimConfig, steps: int, table: Table = MappingProxyT
 def _muon(config: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Muon of one matrix a layer: of the axes after the layers', the first half is the input, the other one the output."""
 
-    def axes(params: Params) -> Params:
-        def of(x: jax.Array) -> contrib.MuonDimensionNumbers:
-            half = 1 + (x.ndim - 1) // 2
-            return contrib.MuonDimensionNumbers(tuple(range(1, half)), tuple(range(half, x.ndim)))
+    def axes(x: jax.Array) -> contrib.MuonDimensionNumbers:
+        half = (x.ndim + 1) // 2
+        return contrib.MuonDimensionNumbers(tuple(range(1, half)), tuple(range(half, x.ndim)))
 
-        return jax.tree.map(of, params)
-
-    def sized(updates: Params, _: Params | None) -> Params:
-        def of(x: jax.Array) -> jax.Array:
-            half = 1 + (x.ndim - 1) // 2
-            return 0.2 * max(math.prod(x.shape[1:half]), math.prod(x.shape[half:])) ** 0.5 * x
-
-        return jax.tree.map(of, updates)
+    def sized(x: jax.Array) -> jax.Array:
+        return 0.2 * max(math.prod(x.shape[axis] for axis in side) for side in axes(x)) ** 0.5 * x
 
     return optax.chain(
-        contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=axes),
-        optax.stateless(sized),
+        contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=lambda params: jax.tree.map(axes, params)),
+        optax.stateless(lambda updates, _: jax.tree.map(sized, updates)),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(rate),
     )

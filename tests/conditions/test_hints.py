@@ -136,3 +136,8 @@ def test_examples_are_made_of_the_given_frames_and_the_model_alone_cannot_make_t
         Hints(moved=True).example(Scene(frames.astype(np.float32)), given, None)
     with pytest.raises(UserError, match=r"expected \[3, 4, 4, h, w"):
         Hints(moved=True).check(np.zeros((3, 4, 2, 8, 8, 4)), 3, 4)
+    assert Hints(moved=True).check(example, 3, 4) is example
+    with pytest.raises(UserError, match=r"moved hints are \[3, 4, 2, 32, 32, 4\]: this model takes \[4, 4, 2"):
+        Hints(moved=True).check(example, 4, 4)
+    with pytest.raises(UserError, match="its hints do not move"):
+        Hints().check(example, 3, 4)

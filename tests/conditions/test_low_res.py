@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused():
     known = Known(jnp.zeros((1, 2, 3, 8, 8, 3)), jnp.asarray(GIVEN)[None])
     with pytest.raises(UserError, match="pass conditions="):
         complete((LowRes(),), {}, known)
-    with pytest.raises(UserError, match="sides that its factor 3 divides"):
+    with pytest.raises(UserError, match="boxes of 3 pixels a side do not divide them"):
         LowRes(factor=3).example(Scene(FRAMES), GIVEN, None)
     with pytest.raises(UserError, match="not of float32"):
         LowRes().example(Scene(FRAMES.astype(np.float32)), GIVEN, None)

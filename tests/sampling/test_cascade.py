@@ -13,11 +13,14 @@ from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, stage_fol
 from fourreal.checkpoints.weights import save_weights
 from fourreal.conditions import Cameras, Hints, LowRes
 from fourreal.errors import UserError
+from fourreal.evaluation.evaluate import EvaluationGrid, with_parts_left_out
+from fourreal.evaluation.probe import probe_pipeline
 from fourreal.geometry.trajectories import trajectory
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
-from fourreal.sampling.cascade import Cascade, reduced
+from fourreal.sampling.cascade import Cascade
 from fourreal.sampling.pipeline import GridPipeline
+from fourreal.scene import reduced_cameras, reduced_frames
 from fourreal.serialize import to_json
 
 BASE = VideoDiTConfig(width=24, depth=1, heads=2, mlp_width=32, patch=(1, 4, 4), conditions=(Hints(),))
@@ -62,7 +65,7 @@ def test_the_first_stage_samples_the_reduced_grid_and_the_next_is_told_it(cascad
     result = cascade(FRAMES, GIVEN, steps=2, seed=3)
     assert result.shape == FRAMES.shape
     np.testing.assert_array_equal(result[GIVEN], FRAMES[GIVEN])
-    small = low(reduced(FRAMES, 2), GIVEN, steps=2, seed=3)
+    small = low(reduced_frames(FRAMES, 2), GIVEN, steps=2, seed=3)
     seen = []
     Cascade((low, _Spy(high, seen)))(FRAMES, GIVEN, steps=2, seed=3)
     told = seen[0]["conditions"]["low_res"]
@@ -96,11 +99,13 @@ def test_cameras_reach_the_stages_that_take_them_in_pixels_of_their_size(cascade
     cameras = trajectory("orbit:40", 2, (16, 16))
     result = cascade(FRAMES, GIVEN, cameras=cameras, steps=1)
     assert (cascade(FRAMES, GIVEN, steps=1) != result).any() and cascade.cameras_taken
-    low, high = cascade.stages
-    half = cameras._replace(K=cameras.K * np.float32([[0.5], [0.5], [1]]))
-    small = low(reduced(FRAMES, 2), GIVEN, cameras=half, steps=1)
-    told = LowRes(factor=2).blurred(small / np.float32(127.5) - 1, 0 * small, 0.0)
-    assert told.frames.shape == (2, 3, 8, 8, 3) and high.conditions[1].factor == 2
+    seen = [], []
+    spied = Cascade(tuple(_Spy(*each) for each in zip(cascade.stages, seen, strict=True)))
+    np.testing.assert_array_equal(spied(FRAMES, GIVEN, cameras=cameras, steps=1), result)
+    told = seen[0][0]["conditions"]["cameras"]
+    np.testing.assert_allclose(told.K, cameras.K * np.float32([[0.5], [0.5], [1]]), rtol=1e-6)  # halves are exact
+    np.testing.assert_array_equal(told.c2w, cameras.c2w)
+    assert "cameras" not in seen[1][0]["conditions"]
     with pytest.raises(UserError, match="no stage of this checkpoint takes text"):
         cascade(FRAMES, GIVEN, conditions={"text": np.zeros((2, 3))})
 
@@ -113,8 +118,22 @@ def test_a_folder_within_a_folder_of_weights_is_the_stage_before(folder, cascade
     # weights are stored in 16 bits
     assert np.abs(pipe(FRAMES, GIVEN, steps=1).astype(int) - cascade(FRAMES, GIVEN, steps=1)).max() <= 4
     alone = fourreal.load_pipeline(folder / "low")
-    small = reduced(FRAMES, 2)
+    small = reduced_frames(FRAMES, 2)
     np.testing.assert_array_equal(alone(small, GIVEN, steps=1), pipe.stages[0](small, GIVEN, steps=1))
+
+
+@pytest.mark.slow
+def test_an_evaluation_leaves_parts_out_of_the_first_stage_and_probes_it(cascade):
+    variants = with_parts_left_out(cascade)
+    assert set(variants) == {"time stream only", "view stream only", "streams never meet"}
+    for variant in variants.values():
+        assert variant.stages[1] is cascade.stages[1] and variant.stages[0].config.grid != LOW.grid
+    cameras = trajectory("orbit:40", 2, (16, 16))
+    grids = [EvaluationGrid(np.roll(FRAMES, shift, 3), GIVEN, cameras) for shift in (0, 5)]
+    half = reduced_cameras(cameras, 2)
+    small = [EvaluationGrid(reduced_frames(grid.truth, 2), GIVEN, half) for grid in grids]
+    found, expected = (probe_pipeline(*each, (1.0,)) for each in ((cascade, grids), (cascade.stages[0], small)))
+    assert found.to_json() == expected.to_json()
 
 
 def test_stages_that_do_not_fit_are_refused(cascade, weights, folder):

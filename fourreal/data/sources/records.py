@@ -14,7 +14,7 @@ import numpy as np
 from fourreal.data.records import Stored, damage, data_set_hash, index_file, info_file, units_of
 from fourreal.data.source import Source
 from fourreal.errors import UserError
-from fourreal.scene import Cameras, Cut, Scene
+from fourreal.scene import Cameras, Cut, Scene, box_means, reduced_cameras, reduced_frames
 
 KEYS = {"frames", "scene"}
 CLASSES = {
@@ -148,23 +148,16 @@ class ReducedScenes:
 
 def reduced(scene: Scene, boxes: int) -> Scene:
     """A scene whose pixels are means over boxes: valid where all of a box is, the subject's where most is, and its cameras."""
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        v, t, h, w, *c = x.shape
-        parts = x.reshape(v, t, h // boxes, boxes, w // boxes, boxes, *c)
-        return parts.astype(np.float32).mean((3, 5))
-
     if scene.frames.dtype != np.uint8:
         raise UserError(f"scene {scene.index} is stored as latents, which cannot be reduced: leave reduce out")
     more = dict(scene.more)
-    for name, how in (("subject", lambda x: mean(x) >= 0.5), ("depth", mean)):
-        if name in more:
-            more[name] = how(more[name]).astype(more[name].dtype)
-    scale = np.diag([1 / boxes, 1 / boxes, 1]).astype(np.float32)
+    for name in {"subject", "depth"} & more.keys():
+        mean, kind = box_means(more[name], boxes), more[name].dtype
+        more[name] = (mean >= 0.5 if name == "subject" else mean).astype(kind)
     return scene._replace(
-        frames=np.rint(mean(scene.frames)).astype(np.uint8),
-        valid=None if scene.valid is None else mean(scene.valid) == 1,
-        cameras=scene.cameras and scene.cameras._replace(K=scale @ scene.cameras.K),
+        frames=reduced_frames(scene.frames, boxes),
+        valid=None if scene.valid is None else box_means(scene.valid, boxes) == 1,
+        cameras=scene.cameras and reduced_cameras(scene.cameras, boxes),
         more=more,
     )
 
