@@ -98,11 +98,7 @@ def _main(argv: list[str] | None, verb: str | None) -> None:
     try:
         parse(verb, argv).run()
     except KeyboardInterrupt:
-        print(f"fourreal {verb}: interrupted", file=sys.stderr, flush=True)
-        if script:  # without tearing down: a program that XLA still compiles in another thread would crash that
-            sys.stdout.flush()
-            os._exit(130)
-        sys.exit(130)
+        _interrupted(verb, script)
     except EXPECTED as error:
         if isinstance(error, BrokenPipeError) and any(map(is_unread, (sys.stdout, sys.stderr))):
             raise
@@ -116,6 +112,19 @@ def _main(argv: list[str] | None, verb: str | None) -> None:
             extras = ".[train,render,eval]"
             message = f"the package '{missing}' is not installed: make setup, or pip install -e '{extras}', brings it"
         fail(f"fourreal {verb}", message, exit_code(error))
+    except Exception as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # a Ctrl-C that fell into compiled code
+            raise
+        _interrupted(verb, script)
+
+
+def _interrupted(verb: str, script: bool) -> None:
+    """Says so and exits."""
+    print(f"fourreal {verb}: interrupted", file=sys.stderr, flush=True)
+    if script:  # without tearing down: a program that XLA still compiles in another thread would crash that
+        sys.stdout.flush()
+        os._exit(130)
+    sys.exit(130)
 
 
 def pass_over_libtpu() -> None:

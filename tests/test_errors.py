@@ -50,6 +50,12 @@ def test_expected_error_is_one_line_and_its_type_decides_the_exit_code(monkeypat
     assert (found, said) == (code, f"fourreal sample: {expected}\n")
 
 
+def test_ctrl_c_that_fell_into_compiled_code_is_one_line_too(monkeypatch, capsys):
+    error = SystemError("returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    assert end(monkeypatch, capsys, error) == (130, "fourreal sample: interrupted\n")
+
+
 @pytest.mark.parametrize("kind", [ValueError, TypeError, FloatingPointError, RuntimeError, ImportError])
 def test_any_other_error_is_a_bug_and_shows_its_traceback(monkeypatch, capsys, kind):
     with pytest.raises(kind, match="once that is mended, --resume goes on"):
