@@ -24,7 +24,7 @@ CONFIG = TrainConfig(
     data=PipelineConfig(Records("data/dense32", reduce=2), views=4, times=4, batch_size=32, cuts=CLIPS),
     sigma=SigmaConfig(mean=0.8, std=1.0, pure=0.1),
     optim=OptimConfig(lr=1e-3, warmup=100, ema=0.995),
-    steps=4000,
+    steps=2500,
     eval_every=500,
     save_every=500,
 )

@@ -19,6 +19,6 @@ CONFIG = dataclasses.replace(
     data=dataclasses.replace(BASE.data, batch_size=8, cuts=CutMix()),
     optim=dataclasses.replace(BASE.optim, sync_lr=1e-3),
     trains="sync",
-    steps=2000,
+    steps=1500,
     eval_every=250,
 )
