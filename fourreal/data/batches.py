@@ -141,13 +141,14 @@ class Batches:
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         return iter(dataset.to_iter_dataset(options))
 
-    def evaluation(self, split: str, count: int | None = None) -> Iterator[Batch]:
+    def evaluation(self, split: str, count: int | None = None, masks: MaskMix | None = None) -> Iterator[Batch]:
         """The first `count` scenes of a split (None: all), in order, cut and masked without chance.
 
         Views and times start at 0 with the largest stride that fits; view 0 and time 0 are given (with one view or one time,
-        the first cell). Where no grids are cut each batch comes twice, as fixed-view videos of view 0 and as freeze-time
-        videos of time 0. Nothing is dropped. `weight` float32 [b] is 1, and 0 for the repeats that fill the last batch;
-        `subject` bool [b v t h w] are the pixels of the scenes' subjects, where the source knows them.
+        the first cell), or what `masks` draw by the scene's place. Where no grids are cut each batch comes twice, as fixed-view
+        videos of view 0 and as freeze-time videos of time 0. Nothing is dropped. `weight` float32 [b] is 1, and 0 for the
+        repeats that fill the last batch; `subject` bool [b v t h w] are the pixels of the scenes' subjects, where the source
+        knows them.
 
         Raises UserError where the split has fewer than `count` scenes.
         """
@@ -164,9 +165,12 @@ class Batches:
             for cut in cuts:
                 found = [scenes.read(int(place), cut) for place in np.minimum(places, count - 1)]
                 examples = []
-                for scene in found:
-                    recorded = self._recorded(scenes, scene)
-                    given = _firsts(*self._cells(scene)) & recorded.get("exists", True)
+                for place, scene in zip(places, found, strict=True):
+                    recorded, shape = self._recorded(scenes, scene), self._cells(scene)
+                    if masks is None:
+                        given = _firsts(*shape) & recorded.get("exists", True)
+                    else:
+                        given = sample_given(_rng(config, _MASK, int(place)), *shape, masks, recorded.get("exists"))
                     examples.append(self._example(scene, given, recorded, None))
                     if "subject" in scene.more:
                         examples[-1]["subject"] = scene.more["subject"]

@@ -8,6 +8,7 @@ exists: a loss over unknown cells would be empty. Such a draw becomes one of sca
 """
 
 from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 
@@ -26,6 +27,13 @@ class _Weights:
         """The weights in field order, float64 [kinds], summing to one if `normalize`."""
         weights = np.array([getattr(self, field.name) for field in fields(self)], np.float64)
         return weights / weights.sum() if normalize else weights
+
+    def alone(self) -> dict[str, Self]:
+        """Each kind that is drawn at all, by itself."""
+        weights = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: type(self)(**{each: float(each == name) for each in weights}) for name in weights if weights[name]
+        }
 
     def draw(self, rng: np.random.Generator) -> str:
         """The name of one kind."""

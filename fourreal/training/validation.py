@@ -1,7 +1,7 @@
-"""What a run reports of its average on the validation split: loss by noise level, PSNR of sampled grids, a contact sheet.
+"""What a run reports of its average on the validation split: loss by noise level and by mask, PSNR of sampled grids, a sheet.
 
 Grids are cut and masked without chance (view 0 and time 0 given, nothing dropped), noise is fixed, so the numbers of two steps
-compare.
+compare. The loss of each kind of mask that training draws is that of the first batch, close to pure noise.
 """
 
 from collections.abc import Callable
@@ -40,17 +40,21 @@ def make_validation(
     """
     data = Batches(config.data, config.model.conditions, config.codec)
     batches = list(data.evaluation("validation", config.eval_grids))
+    few = min(config.eval_grids, config.data.batch_size)
+    masked = {
+        kind: list(data.evaluation("validation", few, alone)) for kind, alone in config.data.masks.alone().items()
+    }
     stage = Stage(denoiser, config.codec, shift=config.sigma.shift)
     mesh = jax.sharding.get_mesh()
     whole = None if mesh.empty else NamedSharding(mesh, P())  # every process can read the results
 
-    def losses(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> jax.Array:
+    def losses(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array, sigmas: jax.Array) -> jax.Array:
         x0 = to_latents(config.codec, codec, batch["frames"])
 
         def at(sigma: jax.Array) -> jax.Array:
             return batch_loss(denoiser, params, x0, batch, jnp.full((len(x0),), sigma), noise)
 
-        return jax.lax.map(at, jnp.array(SIGMAS))
+        return jax.lax.map(at, sigmas)
 
     def sample(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(the sampled grids, the true ones), in pixels."""
@@ -61,12 +65,17 @@ def make_validation(
 
     losses, sample = (jax.jit(function, out_shardings=whole) for function in (losses, sample))
 
+    def loss_of(params: Params, batch: dict[str, Any], sigmas: tuple[float, ...]) -> np.ndarray:
+        """[sigmas, grids]."""
+        noise, real = fixed_noise(config, batch["frames"]), batch["weight"] > 0
+        return np.asarray(losses(params, codec, step_inputs(batch), noise, jnp.array(sigmas)))[:, real]
+
     def validate(params: Params, done: int) -> tuple[dict[str, float], np.ndarray]:
         loss, scores, sheets = [], [], []
         for batch in batches:
             inputs, real = step_inputs(batch), batch["weight"] > 0
             noise = fixed_noise(config, batch["frames"])
-            loss.append(np.asarray(losses(params, codec, inputs, noise))[:, real])
+            loss.append(loss_of(params, batch, SIGMAS))
             sampled, truth = (np.asarray(x) for x in sample(params, codec, inputs, noise))
             given = frames_of(config, batch["given"], truth.shape[2])
             missing = ~frames_of(config, batch.get("exists", np.ones_like(batch["given"])), truth.shape[2])
@@ -78,6 +87,9 @@ def make_validation(
                     sheets.append(np.asarray(contact_sheet([Panel("sampled", result), Panel("truth", true)], mask)))
         loss = np.concatenate(loss, axis=1).mean(axis=1)
         numbers = {f"validation/loss_sigma_{sigma}": value for sigma, value in zip(SIGMAS, loss, strict=True)}
+        for kind, few in masked.items():
+            values = [loss_of(params, batch, SIGMAS[-1:]) for batch in few]
+            numbers[f"validation/loss_mask_{kind}"] = float(np.concatenate(values, axis=1).mean())
         for name in ("all", "moving", "copy"):
             finite = [score[name] for score in scores if np.isfinite(score[name])]
             numbers[f"validation/psnr_{name}"] = float(np.mean(finite)) if finite else float("nan")

@@ -14,7 +14,7 @@ from scenes_in_memory import InMemory, Pooling
 
 from fourreal.conditions import Cameras, Text
 from fourreal.data.batches import Batches, PipelineConfig, units_and_scenes
-from fourreal.data.masks import CLIPS, CutMix
+from fourreal.data.masks import CLIPS, CutMix, MaskMix
 from fourreal.errors import UserError
 from fourreal.scene import Cameras as Poses
 from fourreal.scene import Scene
@@ -48,8 +48,8 @@ def take(config: PipelineConfig, count: int, scenes=None, conditions=CAMERAS, co
     return found
 
 
-def evaluation(config: PipelineConfig, count: int | None = None, scenes=SCENES, **fields) -> list[dict]:
-    return list(Batches(config, scenes=InMemory(scenes), **fields).evaluation("test", count))
+def evaluation(config: PipelineConfig, count: int | None = None, scenes=SCENES, masks=None, **fields) -> list[dict]:
+    return list(Batches(config, scenes=InMemory(scenes), **fields).evaluation("test", count, masks))
 
 
 def assert_equal(first: dict, second: dict) -> None:
@@ -375,6 +375,14 @@ def test_evaluation_covers_the_first_grids_once_with_view_0_and_time_0_given():
         np.testing.assert_array_equal(where[..., 2], np.broadcast_to([[[0, 2, 4, 6]]], (6, 4, 4)))
         np.testing.assert_array_equal(K[:, :, 0, 0], np.broadcast_to([0, 2, 4, 6], (6, 4)))
         assert batch["given"][:, 0, :].all() and batch["given"][:, :, 0].all() and not batch["given"][:, 1:, 1:].any()
+
+
+def test_evaluation_with_masks_of_a_kind_repeats_them_and_draws_one_a_scene():
+    masks = MaskMix().alone()["fixed_view"]
+    one, other = (np.concatenate([b["given"] for b in evaluation(CONFIG, 12, masks=masks)]) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    assert (one.all(2).sum(1) == 1).all() and (one.sum((1, 2)) == 4).all()
+    assert len({given.tobytes() for given in one}) > 1
 
 
 def test_evaluation_of_clips_comes_as_videos_of_view_0_and_of_time_0():

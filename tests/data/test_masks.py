@@ -21,7 +21,14 @@ ISSUE_MIX = {
 
 def only(kind: str) -> MaskMix:
     """A mix that draws nothing but one kind."""
-    return MaskMix(**{field.name: float(field.name == kind) for field in fields(MaskMix)})
+    return MaskMix().alone()[kind]
+
+
+def test_kinds_of_a_mix_alone_draw_nothing_else_and_those_of_no_weight_are_left_out():
+    alone = MaskMix(none=0.0, view_and_time=3.0).alone()
+    assert set(alone) == {field.name for field in fields(MaskMix)} - {"none"}
+    rng = np.random.default_rng(0)
+    assert all({mix.draw(rng) for _ in range(50)} == {kind} for kind, mix in alone.items())
 
 
 def draws(kind: str, views: int, times: int, count: int = 400) -> list[np.ndarray]:

@@ -168,6 +168,7 @@ def test_run_writes_metrics_sheets_weights_and_its_config(unbroken):
     assert [line["step"] for line in validations] == [3, 6]
     for line in validations:
         buckets = [line[f"validation/loss_sigma_{sigma}"] for sigma in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        buckets += [line[f"validation/loss_mask_{kind}"] for kind in GRID.data.masks.alone()]
         assert np.isfinite([*buckets, line["validation/psnr_all"], line["validation/psnr_moving"]]).all()
     for step in (3, 6):
         assert Image.open(unbroken / "sheets" / f"{step:07d}.png").size[0] > 100
