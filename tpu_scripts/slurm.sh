@@ -47,6 +47,7 @@ log=$folder.$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.log
 mkdir -p "$(dirname "$folder")"
 printf 'the log: %s\n' "$log"
 
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # which srun no longer takes from sbatch
 trap : TERM # train.py gets its own; this shell stays to queue the job again
 code=0
 # The processes end each other, with a line and a code. A minute is for those that cannot.

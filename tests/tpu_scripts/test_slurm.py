@@ -89,6 +89,13 @@ def test_a_process_that_fails_leaves_the_others_time_for_their_own_exit_code(job
     assert (job.checkout / "options").read_text().startswith("--kill-on-bad-exit=0 --wait=60 ")
 
 
+def test_processes_get_the_cores_that_sbatch_was_asked_for(job):
+    (job.home / "bin" / "srun").write_text('#!/usr/bin/env bash\nprintf %s "${SRUN_CPUS_PER_TASK:-none}" >cores\n')
+    for cores, expected in (("8", "8"), ("", "none")):
+        job("tiny.py", "runs/tiny", SLURM_CPUS_PER_TASK=cores)
+        assert (job.checkout / "cores").read_text() == expected
+
+
 def test_a_run_that_failed_stays_failed(job):
     result = job("tiny.py", "runs/tiny", training="2 fourreal train: error: no data")
     assert result.returncode == 2 and not (job.checkout / "requeued").exists()
