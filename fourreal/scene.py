@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -55,13 +55,36 @@ class Scene(NamedTuple):
     """what else the source knows, by name, for the conditions that ask for it"""
 
 
+class Deferred(Mapping[str, Any]):
+    """Values by name, each made when it is first asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Any]]):
+        self._makers, self._made = dict(makers), {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 def box_means(x: Shaped[np.ndarray, "v t h w *c"], boxes: int) -> Float[np.ndarray, "v t y x *c"]:
     """The means over boxes of so many pixels a side. Raises UserError where they do not divide the frames."""
     views, times, height, width, *channels = x.shape
     if height % boxes or width % boxes:
         raise UserError(f"frames of {height} x {width}: boxes of {boxes} pixels a side do not divide them")
-    parts = x.reshape(views, times, height // boxes, boxes, width // boxes, boxes, *channels)
-    return parts.mean((3, 5), dtype=np.float32)
+    import cv2  # many times as fast as a mean over axes
+
+    means = np.empty((views, times, height // boxes, width // boxes, *channels), np.float32)
+    for cell in np.ndindex(views, times):
+        size = means[cell].shape[1::-1]
+        cv2.resize(x[cell].astype(np.float32), size, means[cell], interpolation=cv2.INTER_AREA)
+    return means
 
 
 def reduced_frames(frames: UInt8[np.ndarray, "v t h w 3"], boxes: int) -> UInt8[np.ndarray, "v t y x 3"]:

@@ -773,14 +773,14 @@ BREAKS = [
     # motion/
     Break(
         "motion/splat.py",
-        "moved.reshape(-1, picture.shape[-1])[target]",
-        "moved.reshape(-1, picture.shape[-1])[order]",
+        "targets[target] = pixels[order]",
+        "targets[order] = pixels[order]",
         "motion/test_splat.py::test_every_valid_pixel_goes_where_its_motion_points_and_the_highest_rank_stays",
     ),
     Break(
         "motion/moved.py",
-        "first[..., :2] + more[..., :2]",
-        "first[..., :2] + second[..., :2]",
+        "more = _read(second, first)",
+        "more = second.copy()",
         MOVED_PIXELS + "[DIS-rectangles]",
     ),
     Break("motion/moved.py", "+ 128 * (field[..., 2] <= 1)", "+ 0", MOVED_PIXELS + "[DIS-rectangles]"),

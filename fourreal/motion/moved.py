@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fourreal.motion.optical_flow import flow as dis
-from fourreal.motion.splat import landing, splat
+from fourreal.motion.splat import landing, read_at, splat
 
 WORKING = 96  # short side in pixels at which flow and splatting take place, at least
 OUTSIDE = 1e3  # the error of a flow that leaves the picture
@@ -106,9 +106,9 @@ def error(there: Float[np.ndarray, "h w 2"], back: Float[np.ndarray, "h w 2"]) -
     leaves the picture.
     """
     nearest, inside = landing(there)
-    back = back.reshape(-1, 2)[nearest]
-    left, length = np.square(there + back).sum(-1), np.square(there).sum(-1) + np.square(back).sum(-1)
-    return np.where(inside, left / (0.0006 * length + 0.03), OUTSIDE).astype(np.float32)
+    back = read_at(back, nearest)
+    left = _square(there + back)
+    return np.where(inside, left / (0.0006 * (_square(there) + _square(back)) + 0.03), OUTSIDE).astype(np.float32)
 
 
 def _next(given: Bool[np.ndarray, "v t"], start: Cell, end: Cell) -> Cell:
@@ -124,16 +124,18 @@ def _next(given: Bool[np.ndarray, "v t"], start: Cell, end: Cell) -> Cell:
 
 def _read(field: Field, motion: Float[np.ndarray, "h w _"]) -> Field:
     """`field` at the pixel nearest to p + motion(p), never between two: they may be of two surfaces."""
-    nearest, inside = landing(motion[..., :2])
-    read = field.reshape(-1, 3)[nearest]
-    read[..., 2] = np.where(inside, read[..., 2], OUTSIDE)
+    nearest, inside = landing(motion)
+    read = read_at(field, nearest)
+    read[..., 2][~inside] = OUTSIDE
     return read
 
 
 def _then(first: Field, second: Field) -> Field:
     """The flow along one field and on along the next."""
     more = _read(second, first)
-    return np.dstack([first[..., :2] + more[..., :2], np.maximum(first[..., 2], more[..., 2])])
+    more[..., :2] += first[..., :2]
+    np.maximum(more[..., 2], first[..., 2], out=more[..., 2])
+    return more
 
 
 def _over_corner(way: Route, field: Callable[[Cell, Cell], Field]) -> list[tuple[Field, Float[np.ndarray, "h w"]]]:
@@ -159,6 +161,10 @@ def _between(way: Route, field: Callable[[Cell, Cell], Field]) -> list[tuple[Fie
     return moves
 
 
+def _square(motion: Float[np.ndarray, "h w _"]) -> Float[np.ndarray, "h w"]:
+    return motion[..., 0] ** 2 + motion[..., 1] ** 2
+
+
 def _length(field: Field) -> Float[np.ndarray, "h w"]:
     return np.hypot(field[..., 0], field[..., 1])
 
@@ -172,7 +178,7 @@ def _moved(
     """A picture moved along a field, with its trust as a fourth channel."""
     rank = (motion * (127 / max(float(motion.max()), 1e-6))).astype(np.uint8) + 128 * (field[..., 2] <= 1)
     trust = np.maximum(255 / (1 + field[..., 2]), 1)
-    moved, _ = splat(np.dstack([picture, trust.astype(np.uint8)]), field[..., :2], rank.astype(np.uint8), valid)
+    moved, _ = splat(np.dstack([picture, trust.astype(np.uint8)]), field, rank.astype(np.uint8), valid)
     return moved
 
 

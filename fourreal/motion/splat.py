@@ -4,35 +4,51 @@ Every pixel lands on the pixel nearest to its target. Of several that land on on
 between two filled neighbours, left and right or above and below, is a crack of a growing surface: it takes their mean.
 """
 
+import functools
+
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 
-def landing(motion: Float[np.ndarray, "h w 2"]) -> tuple[Int[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-    """(the number of the pixel nearest to p + motion(p), of one at the edge where that is outside; whether it is inside)."""
+@functools.lru_cache(4)
+def _places(height: int, width: int) -> Int[np.ndarray, "h w 2"]:
+    """Where every pixel is, (x, y)."""
+    return np.dstack(np.meshgrid(np.arange(width, dtype=np.int16), np.arange(height, dtype=np.int16)))
+
+
+def landing(motion: Float[np.ndarray, "h w _"]) -> tuple[Int[np.ndarray, "h w 2"], Bool[np.ndarray, "h w"]]:
+    """(x and y of the pixel nearest to p + motion(p), right and down first of its channels; whether it is in the picture)."""
     height, width = motion.shape[:2]
-    step = np.rint(motion).astype(np.int32)
-    x = step[..., 0] + np.arange(width, dtype=np.int32)
-    y = step[..., 1] + np.arange(height, dtype=np.int32)[:, None]
-    nearest = np.clip(y, 0, height - 1) * width + np.clip(x, 0, width - 1)
+    nearest = np.rint(motion[..., :2]).astype(np.int16) + _places(height, width)
+    x, y = nearest[..., 0], nearest[..., 1]
     return nearest, (x >= 0) & (x < width) & (y >= 0) & (y < height)
+
+
+def read_at(values: Shaped[np.ndarray, "h w *c"], nearest: Int[np.ndarray, "h w 2"]) -> Shaped[np.ndarray, "h w *c"]:
+    """Values at other pixels (x, y), those of the edge where one is outside."""
+    import cv2
+
+    return cv2.remap(values, nearest, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
 
 
 def splat(
     picture: UInt8[np.ndarray, "h w c"],
-    motion: Float[np.ndarray, "h w 2"],
+    motion: Float[np.ndarray, "h w _"],
     rank: UInt8[np.ndarray, "h w"],
     valid: Bool[np.ndarray, "h w"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "h w c"], Bool[np.ndarray, "h w"]]:
     """(the valid pixels of `picture` moved by `motion` (right, down), which pixels they fill); holes are 0."""
-    target, goes = landing(motion)
+    nearest, goes = landing(motion)
     if valid is not None:
-        goes = goes & valid
+        goes &= valid
     order = np.argsort(rank, axis=None, kind="stable")  # of equal places the last one written stays
     order = order[goes.ravel()[order]]
-    target = target.ravel()[order]
-    moved, filled = np.zeros_like(picture), np.zeros(rank.shape, bool)
-    moved.reshape(-1, picture.shape[-1])[target] = picture.reshape(-1, picture.shape[-1])[order]
+    target = (nearest[..., 1].astype(np.intp) * rank.shape[1] + nearest[..., 0]).ravel()[order]
+    moved, filled = np.zeros(picture.shape, np.uint8), np.zeros(rank.shape, bool)
+    pixels, targets = (
+        np.ascontiguousarray(x).view(f"V{x.shape[-1]}").ravel() for x in (picture, moved)
+    )  # whole: faster
+    targets[target] = pixels[order]
     filled.reshape(-1)[target] = True
     for axis in (1, 0):
         _fill_cracks(moved.swapaxes(0, axis), filled.swapaxes(0, axis))

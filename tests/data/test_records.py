@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import tensorflow_datasets as tfds
 from fourreal.data import records
 from fourreal.data.records import SHARD_BYTES, ShardWriter, tile_of
 from fourreal.data.source import Source
-from fourreal.data.sources.records import Records
+from fourreal.data.sources.records import Records, RecordScenes, reduced
 from fourreal.data.write import Split, write_scenes
 from fourreal.errors import FileInTheWay, MissingFile, UserError
 from fourreal.scene import Cameras, Cut, Scene
@@ -67,7 +68,7 @@ def whole(scenes, i: int) -> Scene:
 
 def alike(one, other) -> bool:
     """Whether two values are of the same kind and equal: arrays, names, dicts and tuples of them."""
-    if isinstance(one, dict):
+    if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(alike, one, other))
@@ -119,6 +120,18 @@ def test_a_cut_reads_only_the_records_that_hold_it(tmp_path, small_records, monk
     assert len(read) == 1
     whole(scenes, 1)
     assert len(read) > 5
+
+
+def test_depth_and_subject_are_decoded_when_they_are_asked_for(tmp_path, monkeypatch):
+    write_scenes(tmp_path / "set", {"train": Split(everything, 1)})
+    scenes, decoded = RecordScenes(tmp_path / "set", "train"), []
+    taken = RecordScenes._decoded
+    monkeypatch.setattr(RecordScenes, "_decoded", lambda *args: decoded.append(args[-1]) or taken(*args))
+    for change in (lambda scene: scene, lambda scene: reduced(scene, 2)):
+        decoded.clear()
+        scene = change(whole(scenes, 0))
+        assert decoded == ["first"] and set(scene.more) == {"depth", "subject", "scene"}
+        assert scene.more["depth"] is scene.more["depth"] and decoded == ["first", "depth"]
 
 
 def test_records_and_shards_stay_within_their_sizes(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fourreal.motion.splat import landing, splat
+from fourreal.motion.splat import landing, read_at, splat
 
 
 def one_by_one(picture, motion, rank, valid):
@@ -46,5 +46,11 @@ def test_a_crack_between_two_filled_pixels_takes_their_mean_and_a_wider_hole_sta
 
 def test_landing_says_what_leaves_the_picture():
     nearest, inside = landing(np.float32([[[0.4, 0], [0.6, 0]], [[-1, 0], [0, -1]]]))
-    np.testing.assert_array_equal(nearest, [[0, 1], [2, 1]])
+    np.testing.assert_array_equal(nearest, [[[0, 0], [2, 0]], [[-1, 1], [1, 0]]])
     np.testing.assert_array_equal(inside, [[True, False], [False, True]])
+
+
+def test_values_are_read_at_the_nearest_pixel_and_those_of_the_edge_outside():
+    values = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    nearest = np.int16([[[1, 0], [0, 1]], [[-5, 0], [9, 9]]])
+    np.testing.assert_array_equal(read_at(values, nearest), values[[[0, 1], [0, 1]], [[1, 0], [0, 1]]])

@@ -6,6 +6,7 @@ Before version 2 a record was a scene, all of one shape, which the features tell
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,13 +15,14 @@ import numpy as np
 from fourreal.data.records import Stored, damage, data_set_hash, index_file, info_file, units_of
 from fourreal.data.source import Source
 from fourreal.errors import UserError
-from fourreal.scene import Cameras, Cut, Scene, box_means, reduced_cameras, reduced_frames
+from fourreal.scene import Cameras, Cut, Deferred, Scene, box_means, reduced_cameras, reduced_frames
 
 KEYS = {"frames", "scene"}
 CLASSES = {
     f"tensorflow_datasets.core.features.{name}"
     for name in ("features_dict.FeaturesDict", "tensor_feature.Tensor", "scalar.Scalar", "text_feature.Text")
 }
+FIRST, LATER = "first", ("depth", "subject")  # what is decoded of every record, and what when it is asked for
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ class RecordScenes:
             raise UserError(f"{self.folder} has no split '{split}': it has {', '.join(sorted(builder.info.splits))}")
         with damage(self.folder):
             self.fingerprint = data_set_hash(self.folder)
-            self._records = builder.as_data_source(split=split)
+            self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            self._features = {
+                name: tfds.features.FeaturesDict({each: builder.info.features[each] for each in names})
+                for name, names in _asked_together(features["names"]).items()
+            }
             index = index_file(self.folder, split)
             self.partial = not features["names"].isdisjoint(("exists", "valid"))
             self._listed = list(_stored(index)) if index.is_file() or not features["shape"] else None
@@ -80,13 +86,14 @@ class RecordScenes:
     def units(self, i: int) -> frozenset[str]:
         """The units that scene `i` shows."""
         if self._listed is None:
-            return frozenset(units_of(_text(self._record(i, i))))
+            return frozenset(units_of(_text(self._decoded(i, self._raw(i, i), FIRST))))
         return frozenset(self._stored(i).units)
 
     def read(self, i: int, cut: Cut) -> Scene:
         """The cut of scene `i`, from the records that hold cells of it. Raises UserError for a cut that is not in it.
 
-        `more` has depth and subject [v t h w] where they were stored, and scene, the JSON of what was made.
+        `more` has depth and subject [v t h w] where they were stored, decoded when they are asked for, and scene, the JSON of
+        what was made.
         """
         stored = self._stored(i)
         cut = Cut(*(np.asarray(positions) for positions in cut))
@@ -94,23 +101,33 @@ class RecordScenes:
             whole = positions.ndim == 1 and len(positions) and positions.dtype.kind in "iu"
             if not whole or positions.min() < 0 or positions.max() >= count:
                 raise UserError(f"scene {i} has {count} {name}: asked for {positions.tolist()}, give 0 to {count - 1}")
-        found: dict[str, Any] = {}
-        for record, rows, columns, v, t in _tiles(stored, cut):
-            chunk = self._record(i, int(self._first[i]) + record if self._listed is not None else i)
-            with self._damage(i):
-                for name, value in chunk.items():
+        first = int(self._first[i]) if self._listed is not None else i
+        tiles = [(self._raw(i, first + record), *places) for record, *places in _tiles(stored, cut)]
+
+        def gathered(together: str) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for raw, rows, columns, v, t in tiles:
+                for name, value in self._decoded(i, raw, together).items():
                     _put(found, name, value, cut, (rows, columns), (v, t))
+            return found
+
         with self._damage(i):
-            return _scene(found, i)
+            found = gathered(FIRST)
+            later = {name: lambda name=name: gathered(name)[name] for name in self._features if name != FIRST}
+            return _scene(found, i, Deferred(later | {"scene": lambda: _text(found)}))
 
     def _stored(self, i: int) -> Stored:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.folder} has {len(self)} scenes in {self.split}, not {i}")
         return Stored(self._shape, self._shape[:2], (), 0) if self._listed is None else self._listed[i]
 
-    def _record(self, i: int, place: int) -> dict[str, Any]:
+    def _raw(self, i: int, place: int) -> bytes:
         with self._damage(i):
-            return dict(self._records[place])
+            return self._records[place]
+
+    def _decoded(self, i: int, raw: bytes, together: str) -> dict[str, Any]:
+        with self._damage(i):
+            return self._features[together].deserialize_example_np(raw)
 
     def _damage(self, i: int) -> Any:
         return damage(f"{self.folder}, grid {i} of {self.split},")
@@ -150,19 +167,23 @@ def reduced(scene: Scene, boxes: int) -> Scene:
     """A scene whose pixels are means over boxes: valid where all of a box is, the subject's where most is, and its cameras."""
     if scene.frames.dtype != np.uint8:
         raise UserError(f"scene {scene.index} is stored as latents, which cannot be reduced: leave reduce out")
-    more = dict(scene.more)
-    for name in {"subject", "depth"} & more.keys():
-        mean, kind = box_means(more[name], boxes), more[name].dtype
-        more[name] = (mean >= 0.5 if name == "subject" else mean).astype(kind)
+
+    def more(name: str) -> Any:
+        value = scene.more[name]
+        if name not in LATER:
+            return value
+        mean = box_means(value, boxes)
+        return (mean >= 0.5 if name == "subject" else mean).astype(value.dtype)
+
     return scene._replace(
         frames=reduced_frames(scene.frames, boxes),
         valid=None if scene.valid is None else box_means(scene.valid, boxes) == 1,
         cameras=scene.cameras and reduced_cameras(scene.cameras, boxes),
-        more=more,
+        more=Deferred({name: partial(more, name) for name in scene.more}),
     )
 
 
-PER_VIEW, PER_CELL = {"K", "c2w"}, {"frames", "exists", "valid", "depth", "subject"}
+PER_VIEW, PER_CELL = {"K", "c2w"}, {"frames", "exists", "valid", *LATER}
 
 
 def _tiles(stored: Stored, cut: Cut) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
@@ -186,12 +207,11 @@ def _put(found: dict, name: str, value: Any, cut: Cut, to: tuple, at: tuple) -> 
         found[name] = value
 
 
-def _scene(found: dict[str, Any], i: int) -> Scene:
+def _scene(found: dict[str, Any], i: int, more: Deferred) -> Scene:
     """What the tiles gave, as a scene."""
     focus = np.float32(found.get("focus", np.nan))
     cameras = Cameras(found["K"], found["c2w"], None if np.isnan(focus) else focus) if "K" in found else None
     text = found.get("text")
-    more = {name: found[name] for name in ("depth", "subject") if name in found} | {"scene": _text(found)}
     return Scene(
         found["frames"],
         i,
@@ -201,6 +221,11 @@ def _scene(found: dict[str, Any], i: int) -> Scene:
         text if text is not None and text.size else None,
         more,
     )
+
+
+def _asked_together(names: set[str]) -> dict[str, set[str]]:
+    """The features that are decoded together: the later ones alone, the others first."""
+    return {FIRST: names - set(LATER)} | {name: {name} for name in LATER if name in names}
 
 
 def _text(record: dict[str, Any]) -> str:
