@@ -11,9 +11,11 @@ What is cut is drawn per step, so shapes are fixed for each kind and size of cut
 so that it has as many tokens as one of fixed-view videos.
 """
 
+import functools
 import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,7 @@ from fourreal.grid import even_cut
 from fourreal.scene import Cut, Scene
 
 MOST = 2**16  # of anything that is counted
+BLOCKS = 16  # places of the data set that a window is taken from
 Batch = dict[str, Any]
 
 _ORDER, _CUTS, _CUT, _MASK, _UNITS, _CONDITION, _DROP, _SIZE = range(8)  # purposes of the random generators
@@ -61,15 +64,18 @@ class PipelineConfig:
     """probability that the order of the views is reversed, cameras with frames"""
     max_stride: int = 2
     """views and times are cut at every stride up to this that fits, equally often"""
-    threads: int = 1
-    """threads that read and cut"""
+    window: int = 0
+    """scenes shuffled among one another, taken from 16 places of the data set, so that reads from a bucket stay within few
+    files; 0: all scenes"""
+    threads: int = 0
+    """threads that read and cut; 0: as many as cores, at most 16"""
     prefetch: int = 4
     """batches held ready"""
 
     def __post_init__(self):
         if isinstance(self.source, str):
             object.__setattr__(self, "source", Source.from_text(self.source))
-        for name in ("views", "times", "batch_size", "max_stride", "threads", "prefetch"):
+        for name in ("views", "times", "batch_size", "max_stride", "prefetch"):
             if not 1 <= getattr(self, name) <= MOST:
                 raise UserError(f"data.{name} is {getattr(self, name)}: give 1 to {MOST}")
         for views, times in self.sizes:
@@ -78,8 +84,9 @@ class PipelineConfig:
                     f"data.sizes has {views} x {times}: give sizes of at most {self.views} x {self.times}, "
                     "data.views x data.times"
                 )
-        if self.seed < 0:
-            raise UserError(f"data.seed is {self.seed}: give 0 or more")
+        for name in ("seed", "window", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.{name} is {getattr(self, name)}: give 0 or more")
         if not 0 <= self.reverse_views <= 1:
             raise UserError(f"data.reverse_views is {self.reverse_views}: give a probability from 0 to 1")
         if not 0 < self.unit_share <= 1:
@@ -122,14 +129,13 @@ class Batches:
             )
         scenes = self.open(split)
         places = units_and_scenes(config, scenes)[1] if config.unit_share < 1 else range(len(scenes))
-        order_seed = int(_rng(config, _ORDER, 0).integers(2**32))
-        order = grain.MapDataset.source(_Places(places)).shuffle(order_seed).repeat()
+        order = _order(config, places)
         share = config.batch_size // process_count
 
         def examples(local: int) -> list[Batch]:
             step, place = divmod(local, share)
             position = step * config.batch_size + process * share + place
-            return self._examples(scenes, int(order[position]), step, position)
+            return self._examples(scenes, order(position), step, position)
 
         def stack(parts: Sequence[list[Batch]]) -> Batch:
             return _stack([example for part in parts for example in part])
@@ -138,7 +144,8 @@ class Batches:
         dataset = (
             grain.MapDataset.range(start_step * share, sys.maxsize // 2).map(examples).batch(share, batch_fn=stack)
         )
-        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+        threads = config.threads or min(_cores(), 16)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
         return iter(dataset.to_iter_dataset(options))
 
     def evaluation(self, split: str, count: int | None = None, masks: MaskMix | None = None) -> Iterator[Batch]:
@@ -296,6 +303,34 @@ class _Places(Sequence):
 
     def __getitem__(self, index: int) -> int:
         return self.places[index]
+
+
+def _order(config: PipelineConfig, places: Sequence[int]) -> Callable[[int], int]:
+    """From a position to the place of its scene: every epoch takes each once, in an order of its own."""
+    import grain
+
+    if not config.window:
+        seed = int(_rng(config, _ORDER, 0).integers(2**32))
+        shuffled = grain.MapDataset.source(_Places(places)).shuffle(seed).repeat()
+        return lambda position: int(shuffled[position])
+
+    @functools.lru_cache(2)  # threads may be on both sides of an epoch's end
+    def epoch(number: int) -> np.ndarray:
+        rng, count, block = _rng(config, _ORDER, number, 1), len(places), max(config.window // BLOCKS, 1)
+        starts = block * rng.permutation(-(-count // block))
+        order = (starts[:, None] + np.arange(block)).ravel()
+        return order[order < count][np.argsort(np.arange(count) // config.window + rng.random(count))]
+
+    def place(position: int) -> int:
+        number, within = divmod(position, len(places))
+        return int(places[epoch(number)[within]])
+
+    return place
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _rng(config: PipelineConfig, *purpose: int) -> np.random.Generator:

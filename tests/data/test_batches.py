@@ -87,6 +87,21 @@ def test_batch_of_a_step_is_the_same_wherever_the_run_starts(config):
             assert_equal(batch, whole[start + offset])
 
 
+def test_windows_take_every_scene_once_an_epoch_from_few_places_and_shuffle_anew():
+    config = replace(CONFIG, batch_size=1, window=32)
+    scenes = [SCENES[0]] * 200
+    index = np.concatenate([batch["index"] for batch in take(config, 400, scenes)]).reshape(2, 200)
+    for epoch in index:
+        assert sorted(epoch) == list(range(200))
+        for start in range(0, 192, 32):
+            window = np.sort(epoch[start : start + 32])
+            assert len(np.unique(window // 2)) == 16  # pairs that lie together
+            assert (np.diff(epoch[start : start + 32]) != 1).sum() > 20  # not in their order
+    assert (index[0] != index[1]).any()
+    later = np.concatenate([batch["index"] for batch in take(config, 20, scenes, start_step=190)])
+    np.testing.assert_array_equal(later, index.ravel()[190:210])
+
+
 def test_batches_do_not_depend_on_threads_or_prefetch():
     for first, second in zip(take(CONFIG, 8), take(replace(CONFIG, threads=3, prefetch=1), 8), strict=True):
         assert_equal(first, second)
