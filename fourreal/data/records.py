@@ -1,8 +1,10 @@
 """How scenes lie in a data set: ArrayRecord shards that TensorFlow Datasets reads, written and read without TensorFlow.
 
 A record is a chunk of a scene: the cells (v, t) of one tile of its views and times, with everything that belongs to them.
-A scene of at most 64 MiB is one record. A larger one is cut into tiles of `tile` = (views, times), the last ones smaller,
-that follow each other as v // tile[0], t // tile[1] count them:
+A scene of at most 4 MiB is one tile. A larger one is cut into tiles of `tile` = (views, times), the last ones smaller, that
+follow each other as v // tile[0], t // tile[1] count them; so a cut reads little more than its own cells. Where there are
+depth or subject, which training does not read, they follow in as many records of their own (`apart`), and a few ones
+stand for what is in the other:
 
     frames    uint8 or float32 [v t h w c]     pixels or latents; depth float16 and subject uint8 [v t h w], where it has them
     exists    bool [v t]    valid bool [v t h w]    K float32 [v 3 3]    c2w float32 [v 4 4]    text float32 [l k]
@@ -18,6 +20,7 @@ that it shows and the CRC-32 of its records: a cut is found and the units are kn
 import contextlib
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,10 +31,12 @@ import numpy as np
 from fourreal.errors import MissingFile, UserError
 from fourreal.scene import Scene
 
-RECORD_BYTES = 2**26
+RECORD_BYTES = 2**22  # that a tile of several cells has at most
+CELL_BYTES = 2**26
 SHARD_BYTES = 2**28 - 2**20  # of records; what ArrayRecord adds to them fits into the rest of 256 MiB
 NAME = "grids"
 DESCRIPTION = "4D grids: V views at T times, with what is known of their cells and cameras."
+LATER = ("depth", "subject")  # read when they are asked for
 ONE_CELL = {"frames": 5, "depth": 4, "subject": 4}  # axes
 SMALL = {
     "exists": (2, "bool"),
@@ -44,17 +49,24 @@ DTYPES = {"frames": ("uint8", "float32"), "depth": ("float16",), "subject": ("ui
 
 
 class Stored(NamedTuple):
-    """Where a scene lies: its shape (views, times, height, width, channels), tile, units, and its records' CRC-32."""
+    """Where a scene lies: its shape (views, times, height, width, channels), tile, units, its records' CRC-32, and whether
+    depth and subject are apart."""
 
     shape: tuple[int, ...]
     tile: tuple[int, int]
     units: tuple[str, ...]
     crc: int
+    apart: bool = False
 
     @property
     def tiles(self) -> tuple[int, int]:
-        """How many tiles its views and its times take; their product is the number of its records."""
+        """How many tiles its views and its times take."""
         return -(-self.shape[0] // self.tile[0]), -(-self.shape[1] // self.tile[1])
+
+    @property
+    def records(self) -> int:
+        """How many records it takes."""
+        return math.prod(self.tiles) * (1 + self.apart)
 
 
 class ShardWriter:
@@ -77,14 +89,15 @@ class ShardWriter:
         check_same(self.arrays, arrays, f"scene {candidate}")
         views, times = scene.frames.shape[:2]
         tile = tile_of(views, times, sum(array[0, 0].nbytes for array in cells.values()))
-        crc = 0
-        for v in range(0, views, tile[0]):
-            for t in range(0, times, tile[1]):
-                example = _chunk(scene, cells, slice(v, v + tile[0]), slice(t, t + tile[1]))
-                record = self._serialize({**example, "candidate": candidate})
-                crc = zlib.crc32(record, crc)
-                self.append(record)
-        return Stored(scene.frames.shape, tile, units_of(scene.more.get("scene", "{}")), crc)
+        crc, apart = 0, not cells.keys().isdisjoint(LATER)
+        for later in (False, True)[: 1 + apart]:
+            for v in range(0, views, tile[0]):
+                for t in range(0, times, tile[1]):
+                    example = _chunk(scene, cells, slice(v, v + tile[0]), slice(t, t + tile[1]), later)
+                    record = self._serialize({**example, "candidate": candidate})
+                    crc = zlib.crc32(record, crc)
+                    self.append(record)
+        return Stored(scene.frames.shape, tile, units_of(scene.more.get("scene", "{}")), crc, apart)
 
     def append(self, record: bytes) -> None:
         """Appends a record as it is, in a new file where it would make this one too large."""
@@ -107,12 +120,12 @@ class ShardWriter:
 
 
 def tile_of(views: int, times: int, cell_bytes: int) -> tuple[int, int]:
-    """The views and times of a record: all of them, or the longer axis halved until a record has at most 64 MiB."""
-    if cell_bytes > RECORD_BYTES:
+    """The views and times of a tile: all of them, or the longer axis halved until it has at most 4 MiB or is one cell."""
+    if cell_bytes > CELL_BYTES:
         raise UserError(
-            f"a frame of {cell_bytes} bytes does not fit into a record of {RECORD_BYTES}: make frames smaller"
+            f"a frame of {cell_bytes} bytes does not fit into a record of {CELL_BYTES}: make frames smaller"
         )
-    while views * times * cell_bytes > RECORD_BYTES:
+    while views * times * cell_bytes > RECORD_BYTES and views * times > 1:
         views, times = (views, -(-times // 2)) if times >= views else (-(-views // 2), times)
     return views, times
 
@@ -157,7 +170,7 @@ def write_description(folder: Path, splits: dict[str, list[dict]], arrays: dict[
         data_dir=str(folder),
         features=features(arrays),
         split_infos=infos,
-        version="2.0.0",
+        version="2.1.0",
         check_data=False,  # that would import TensorFlow
         description=DESCRIPTION,
         license=licence,
@@ -243,8 +256,8 @@ def _cells(scene: Scene) -> dict[str, np.ndarray]:
     return cells
 
 
-def _chunk(scene: Scene, cells: dict[str, np.ndarray], v: slice, t: slice) -> dict[str, Any]:
-    """The example of one tile of a scene."""
+def _chunk(scene: Scene, cells: dict[str, np.ndarray], v: slice, t: slice, later: bool) -> dict[str, Any]:
+    """The example of one tile of a scene: all but depth and subject, or these alone (`later`)."""
     views, times = scene.frames.shape[:2]
     cameras = scene.cameras
     small = {
@@ -255,9 +268,15 @@ def _chunk(scene: Scene, cells: dict[str, np.ndarray], v: slice, t: slice) -> di
         "text": scene.text,
     }
     empty = {name: np.empty((0,) * axes, dtype) for name, (axes, dtype) in SMALL.items()}
+
+    def elsewhere(x: np.ndarray) -> np.ndarray:
+        return np.ones((*(1,) * (x.ndim - 1), x.ndim), x.dtype)  # tfds reads no array of fewer bytes than axes
+
+    if later:
+        small = {}
     given = {name: np.asarray(array, SMALL[name][1]) for name, array in small.items() if array is not None}
     return (
-        {name: array[v, t] for name, array in cells.items()}
+        {n: x[v, t] if (n in LATER) == later else elsewhere(x) for n, x in cells.items()}
         | empty
         | given
         | {

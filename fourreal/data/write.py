@@ -32,7 +32,7 @@ from fourreal.scene import Scene
 from fourreal.serialize import differences, read_json
 
 MOST_WORKERS = 256
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,7 @@ def _cut_part(file: Path, found: dict[str, Any], count: int) -> None:
     """Leaves a part its first `count` scenes: its shards are written anew as far as they go."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    tiles = [Stored(**scene).tiles for scene in found["scenes"][:count]]
-    left = sum(high * wide for high, wide in tiles)
+    left = sum(Stored(**scene).records for scene in found["scenes"][:count])
     kept = [n for n, reason in enumerate(found["outcomes"]) if reason is None][:count]
     outcomes = found["outcomes"][: kept[-1] + 1] if kept else []
     if outcomes == found["outcomes"]:

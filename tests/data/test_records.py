@@ -122,16 +122,16 @@ def test_a_cut_reads_only_the_records_that_hold_it(tmp_path, small_records, monk
     assert len(read) > 5
 
 
-def test_depth_and_subject_are_decoded_when_they_are_asked_for(tmp_path, monkeypatch):
+def test_depth_and_subject_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
     write_scenes(tmp_path / "set", {"train": Split(everything, 1)})
-    scenes, decoded = RecordScenes(tmp_path / "set", "train"), []
-    taken = RecordScenes._decoded
-    monkeypatch.setattr(RecordScenes, "_decoded", lambda *args: decoded.append(args[-1]) or taken(*args))
+    scenes, read = RecordScenes(tmp_path / "set", "train"), []
+    taken = type(scenes._records).__getitem__
+    monkeypatch.setattr(type(scenes._records), "__getitem__", lambda self, n: read.append(n) or taken(self, n))
     for change in (lambda scene: scene, lambda scene: reduced(scene, 2)):
-        decoded.clear()
+        read.clear()
         scene = change(whole(scenes, 0))
-        assert decoded == ["first"] and set(scene.more) == {"depth", "subject", "scene"}
-        assert scene.more["depth"] is scene.more["depth"] and decoded == ["first", "depth"]
+        assert read == [0] and set(scene.more) == {"depth", "subject", "scene"}
+        assert scene.more["depth"] is scene.more["depth"] and scene.more["subject"].any() and read == [0, 1]
 
 
 def test_records_and_shards_stay_within_their_sizes(tmp_path, monkeypatch):
@@ -151,11 +151,11 @@ def test_records_and_shards_stay_within_their_sizes(tmp_path, monkeypatch):
     assert np.array_equal(whole(Records(str(tmp_path / "set")).open("train"), 1).frames, noise)
 
 
-def test_tiles_hold_at_most_64_mib_and_no_less_than_they_could():
-    for views, times, cell in ((8, 8, 2**20), (2, 200, 2**20), (100, 3, 3 * 2**22), (1, 1, 2**26)):
+def test_tiles_hold_at_most_4_mib_and_no_less_than_they_could():
+    for views, times, cell in ((8, 8, 2**16), (2, 200, 2**16), (100, 3, 3 * 2**18), (1, 1, 2**22), (5, 3, 2**23)):
         high, wide = tile_of(views, times, cell)
-        assert high * wide * cell <= 2**26 and (high, wide) <= (views, times)
-        assert (high, wide) == (views, times) or 4.5 * high * wide * cell > 2**26
+        assert (high * wide * cell <= 2**22 or high * wide == 1) and (high, wide) <= (views, times)
+        assert (high, wide) == (views, times) or 4.5 * high * wide * cell > 2**22
     assert SHARD_BYTES < 2**28
     with pytest.raises(UserError, match="does not fit into a record"):
         tile_of(1, 1, 2**26 + 1)
@@ -198,8 +198,9 @@ def test_reduced_scenes_are_means_over_boxes_that_their_cameras_see(tmp_path):
 def test_tfds_reads_the_data_set_by_itself(tmp_path):
     write_scenes(tmp_path / "set", {"train": Split(everything, 2)}, settings={"seed": 3}, licence="CC0")
     builder = tfds.builder_from_directory(str(tmp_path / "set"))
-    example = builder.as_data_source(split="train")[1]
-    assert builder.info.metadata["seed"] == 3 and builder.info.splits["train"].num_examples == 2
+    example, later = (builder.as_data_source(split="train")[n] for n in (2, 3))
+    assert builder.info.metadata["seed"] == 3 and builder.info.splits["train"].num_examples == 4
+    assert later["frames"].size == 5 and np.array_equal(later["depth"], everything(1).more["depth"])
     assert np.array_equal(example["frames"], ranked(1)) and example["candidate"] == 1
     assert example["views"].tolist() == list(range(V)) and example["times"].tolist() == list(range(T))
 
@@ -217,6 +218,16 @@ def test_the_format_before_still_reads(tmp_path):
             assert scenes.units(i) == {f"unit {i}", "unit 7"} and got.index == i and got.exists is None
     cut = Records(str(tmp_path)).open("train").read(2, Cut(np.array([1]), np.array([2, 0])))
     assert np.array_equal(cut.frames, made["grid"](2, 0)["frames"][np.ix_([1], [2, 0])])
+
+
+def test_version_2_0_still_reads_where_depth_and_subject_lie_with_the_frames(tmp_path):
+    zipfile.ZipFile(FIXTURES / "records_v2_0.zip").extractall(tmp_path)  # [everything(0), everything(1)], by b617574
+    scenes = Records(str(tmp_path)).open("train")
+    assert [
+        record["depth"].size > 0
+        for record in map(scenes._records.dataset_info.features.deserialize_example_np, scenes._records)
+    ] == [True] * 2
+    assert len(scenes) == 2 and all(alike(whole(scenes, i), everything(i)) for i in range(2))
 
 
 def test_scenes_travel_to_another_process(tmp_path):
@@ -452,7 +463,7 @@ def test_missing_and_damaged_data_sets_are_named_in_one_line(tmp_path):
     index.write_text(listed)
     (shard,) = (tmp_path / "set").glob("*.array_record-*")
     data = bytearray(shard.read_bytes())
-    data[2000:3000] = bytes(1000)
+    data[1000:2000] = bytes(1000)
     shard.write_bytes(data)
     with pytest.raises(UserError, match=f"set, grid 0 of train, {damaged}"):
         whole(source.open("train"), 0)

@@ -1,18 +1,19 @@
-"""Scenes of a data set in ArrayRecord shards (see `data/records.py`), of today's format and of the one before.
+"""Scenes of a data set in ArrayRecord shards (see `data/records.py`), of today's format and of those before.
 
-Before version 2 a record was a scene, all of one shape, which the features tell.
+In version 2.0 depth and subject were in the records of the frames. Before version 2 a record was a scene, all of one shape,
+which the features tell.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fourreal.data.records import Stored, damage, data_set_hash, index_file, info_file, units_of
+from fourreal.data.records import LATER, Stored, damage, data_set_hash, index_file, info_file, units_of
 from fourreal.data.source import Source
 from fourreal.errors import UserError
 from fourreal.scene import Cameras, Cut, Deferred, Scene, box_means, reduced_cameras, reduced_frames
@@ -22,7 +23,6 @@ CLASSES = {
     f"tensorflow_datasets.core.features.{name}"
     for name in ("features_dict.FeaturesDict", "tensor_feature.Tensor", "scalar.Scalar", "text_feature.Text")
 }
-FIRST, LATER = "first", ("depth", "subject")  # what is decoded of every record, and what when it is asked for
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class RecordScenes:
         with damage(self.folder):
             self.fingerprint = data_set_hash(self.folder)
             self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-            self._features = {
-                name: tfds.features.FeaturesDict({each: builder.info.features[each] for each in names})
-                for name, names in _asked_together(features["names"]).items()
-            }
+            self._first_features, self._later_features = (
+                tfds.features.FeaturesDict({name: builder.info.features[name] for name in names})
+                for names in (features["names"] - set(LATER), features["names"] & set(LATER))
+            )
             index = index_file(self.folder, split)
             self.partial = not features["names"].isdisjoint(("exists", "valid"))
             self._listed = list(_stored(index)) if index.is_file() or not features["shape"] else None
             self._shape = features["shape"]
-            self._first = np.cumsum([0, *(np.prod(scene.tiles) for scene in self._listed or ())])
+            self._first = np.cumsum([0, *(scene.records for scene in self._listed or ())])
             if self._listed is not None and self._first[-1] != len(self._records):
                 raise UserError(
                     f"{index.name} tells of {self._first[-1]} records, the shards hold {len(self._records)}"
@@ -86,7 +86,7 @@ class RecordScenes:
     def units(self, i: int) -> frozenset[str]:
         """The units that scene `i` shows."""
         if self._listed is None:
-            return frozenset(units_of(_text(self._decoded(i, self._raw(i, i), FIRST))))
+            return frozenset(units_of(_text(self._record(i, i))))
         return frozenset(self._stored(i).units)
 
     def read(self, i: int, cut: Cut) -> Scene:
@@ -102,32 +102,30 @@ class RecordScenes:
             if not whole or positions.min() < 0 or positions.max() >= count:
                 raise UserError(f"scene {i} has {count} {name}: asked for {positions.tolist()}, give 0 to {count - 1}")
         first = int(self._first[i]) if self._listed is not None else i
-        tiles = [(self._raw(i, first + record), *places) for record, *places in _tiles(stored, cut)]
 
-        def gathered(together: str) -> dict[str, Any]:
+        def gathered(later: bool) -> dict[str, Any]:
             found: dict[str, Any] = {}
-            for raw, rows, columns, v, t in tiles:
-                for name, value in self._decoded(i, raw, together).items():
-                    _put(found, name, value, cut, (rows, columns), (v, t))
+            for record, rows, columns, v, t in _tiles(stored, cut):
+                chunk = self._record(i, first + record + later * stored.apart * stored.records // 2, later)
+                with self._damage(i):
+                    for name, value in chunk.items():
+                        _put(found, name, value, cut, (rows, columns), (v, t))
             return found
 
+        found, rest = gathered(later=False), cache(partial(gathered, later=True))
+        more = {name: lambda name=name: rest()[name] for name in self._later_features}
         with self._damage(i):
-            found = gathered(FIRST)
-            later = {name: lambda name=name: gathered(name)[name] for name in self._features if name != FIRST}
-            return _scene(found, i, Deferred(later | {"scene": lambda: _text(found)}))
+            return _scene(found, i, Deferred(more | {"scene": partial(_text, found)}))
 
     def _stored(self, i: int) -> Stored:
         if not 0 <= i < len(self):
             raise IndexError(f"{self.folder} has {len(self)} scenes in {self.split}, not {i}")
         return Stored(self._shape, self._shape[:2], (), 0) if self._listed is None else self._listed[i]
 
-    def _raw(self, i: int, place: int) -> bytes:
+    def _record(self, i: int, place: int, later: bool = False) -> dict[str, Any]:
         with self._damage(i):
-            return self._records[place]
-
-    def _decoded(self, i: int, raw: bytes, together: str) -> dict[str, Any]:
-        with self._damage(i):
-            return self._features[together].deserialize_example_np(raw)
+            features = self._later_features if later else self._first_features
+            return features.deserialize_example_np(self._records[place])
 
     def _damage(self, i: int) -> Any:
         return damage(f"{self.folder}, grid {i} of {self.split},")
@@ -223,11 +221,6 @@ def _scene(found: dict[str, Any], i: int, more: Deferred) -> Scene:
     )
 
 
-def _asked_together(names: set[str]) -> dict[str, set[str]]:
-    """The features that are decoded together: the later ones alone, the others first."""
-    return {FIRST: names - set(LATER)} | {name: {name} for name in LATER if name in names}
-
-
 def _text(record: dict[str, Any]) -> str:
     text = record["scene"]
     return text.decode() if isinstance(text, bytes) else str(text)
@@ -243,7 +236,8 @@ def _stored(path: Path) -> Iterator[Stored]:
             shape, tile = (tuple(map(int, entry[name])) for name in ("shape", "tile"))
             if len(shape) != 5 or len(tile) != 2 or min(*shape, *tile) < 1:
                 raise ValueError(f"{path.name} says {line.strip()}")
-            yield Stored(shape, tile, known.setdefault(units, units), int(entry["crc"]))
+            crc, apart = int(entry["crc"]), bool(entry.get("apart", False))
+            yield Stored(shape, tile, known.setdefault(units, units), crc, apart)
 
 
 def _checked_features(path: Path) -> dict[str, Any]:
