@@ -27,7 +27,7 @@ from fourreal.diffusion.denoiser import make_denoiser
 from fourreal.grid import Known
 from fourreal.models.build import fresh_params
 from fourreal.nn.kernels import resolve_kernel
-from fourreal.planning.chips import CHIPS
+from fourreal.parallel.chips import CHIPS
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.training.config import load_config
 from fourreal.training.cost import compiled_bytes, matmul_flops

@@ -21,7 +21,7 @@ from typing import Any
 
 from fourreal.data.batches import PipelineConfig
 from fourreal.errors import UserError
-from fourreal.planning.chips import Topology, parse_topology
+from fourreal.parallel.chips import Topology, parse_topology
 from fourreal.scene import Cameras, Scene
 from fourreal.serialize import from_json, to_json
 from fourreal.training.config import TrainConfig

@@ -17,9 +17,9 @@ from typing import Annotated
 import tyro
 
 from fourreal.errors import UserError
+from fourreal.parallel.chips import GIB, Topology, parse_topology
 from fourreal.parallel.mesh import EXAMPLE_AXES, describe, microbatch, share_of_examples
 from fourreal.planning import aot, roofline
-from fourreal.planning.chips import GIB, Topology, parse_topology
 from fourreal.planning.collectives import KINDS, Collective
 from fourreal.training.config import TrainConfig, read_with_config
 from fourreal.training.step import fusion_of

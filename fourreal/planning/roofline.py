@@ -12,7 +12,7 @@ utilization counts the model's own FLOPs, without recomputation.
 import dataclasses
 from typing import Any
 
-from fourreal.planning.chips import Topology
+from fourreal.parallel.chips import Topology
 from fourreal.planning.collectives import Collective
 
 ASSUMPTIONS = (

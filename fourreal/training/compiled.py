@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from fourreal.parallel import layout
 from fourreal.training.config import TrainConfig
-from fourreal.training.cost import compiled_bytes, jaxpr_flops
+from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
 from fourreal.training.state import State
 from fourreal.training.step import fusion_of, input_axes, step_inputs
 
@@ -18,12 +18,19 @@ from fourreal.training.step import fusion_of, input_axes, step_inputs
 class CompiledSteps:
     """The training step on the ambient mesh, compiled once for each shape of a batch; the state is donated.
 
-    It takes this process's `part`, (which, of how many), of every batch.
+    It takes this process's `part`, (which, of how many), of every batch. `plain` is the same step with nothing computed again.
     """
 
-    def __init__(self, train_step: Callable, config: TrainConfig, part: tuple[int, int] = (0, 1)):
-        self.function, self.config, self.part = train_step, config, part
+    def __init__(
+        self,
+        train_step: Callable,
+        config: TrainConfig,
+        part: tuple[int, int] = (0, 1),
+        plain: Callable | None = None,
+    ):
+        self.function, self.config, self.part, self.plain = train_step, config, part, plain
         self._programs: dict[tuple, tuple[jax.stages.Compiled, int]] = {}
+        self._costs: dict[tuple, tuple[int, int]] = {}
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The placed shapes of the whole batch's arrays that go into a step."""
@@ -34,16 +41,29 @@ class CompiledSteps:
     def program(self, state: State, batch: dict[str, Any]) -> tuple[jax.stages.Compiled, int]:
         """The compiled step for such a batch, and its FLOPs."""
         shapes = self.inputs(batch)
-        leaves, structure = jax.tree.flatten(shapes)
-        key = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        key = _key(shapes)
         if key not in self._programs:
             traced = trace_step(self.function, state, shapes)
             self._programs[key] = traced.lower().compile(), jaxpr_flops(traced.jaxpr.jaxpr)
         return self._programs[key]
 
+    def cost(self, state: State, batch: dict[str, Any]) -> tuple[int, int]:
+        """(tokens, FLOPs of the model) of such a batch."""
+        shapes = self.inputs(batch)
+        key = _key(shapes)
+        if key not in self._costs:
+            flops = matmul_flops(self.plain, state, shapes) if self.plain else self.program(state, batch)[1]
+            self._costs[key] = tokens_of(self.config, shapes["frames"]), flops
+        return self._costs[key]
+
     def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, jax.Array]]:
         compiled, _ = self.program(state, batch)
         return compiled(state, layout.put_batch(step_inputs(batch), self.inputs(batch), self.part))
+
+
+def _key(shapes: dict[str, Any]) -> tuple:
+    leaves, structure = jax.tree.flatten(shapes)
+    return structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def tokens_of(config: TrainConfig, frames: jax.ShapeDtypeStruct) -> int:

@@ -1,4 +1,5 @@
-"""Where a run's numbers go: `metrics.jsonl` and one file of TensorBoard events in the run's folder.
+"""Where a run's numbers go: `metrics.jsonl` and one file of TensorBoard events in the run's folder; how fast it goes, the same
+way, to `speed.jsonl` and a file of its own: metrics are the same however often a run was stopped, its speed is not.
 
 Both are logs in the order of the steps, and every entry reaches the system before the next step. A resumed run cuts off what
 came after its checkpoint and goes on in the same files, so each point is there once, whatever was killed in between. The event
@@ -16,19 +17,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-LOG = "metrics.jsonl"
+LOG, SPEED = "metrics.jsonl", "speed.jsonl"
 
 
 class MetricsWriter:
     """Appends numbers and pictures by step; a resumed run continues both files, dropping what came after its step."""
 
-    def __init__(self, folder: Path, start_step: int):
-        if start_step and not (folder / LOG).is_file():
-            print(f"{folder / LOG} is missing: it begins anew after step {start_step}")
-        (folder / "tensorboard").mkdir(exist_ok=True)
-        self._lines, last = _continued(folder / LOG, _line_ends, start_step)
-        self._events, _ = _continued(folder / "tensorboard" / "events.out.tfevents.run", _event_ends, start_step)
-        if last > start_step:
+    def __init__(self, folder: Path, start_step: int, log: str = LOG):
+        if start_step and log == LOG and not (folder / log).is_file():
+            print(f"{folder / log} is missing: it begins anew after step {start_step}")
+        events = folder / "tensorboard" / ("" if log == LOG else Path(log).stem)
+        events.mkdir(parents=True, exist_ok=True)
+        self._lines, last = _continued(folder / log, _line_ends, start_step)
+        self._events, _ = _continued(events / "events.out.tfevents.run", _event_ends, start_step)
+        if last > start_step and log == LOG:
             print(f"the log goes to step {last}: what came after step {start_step} is done again")
         if not self._events.tell():
             self._event(file_version="brain.Event:2")

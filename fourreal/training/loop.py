@@ -50,6 +50,7 @@ def run(
     Raises UserError for a folder in use or a misfit, LossNotFinite when numbers stop being finite and KeyboardInterrupt
     after Ctrl-C, both after saving, TrainingStopped for a write that fails, as on a full disk.
     """
+    began = time.time()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal(peers))
         if not peers.first:
@@ -57,7 +58,7 @@ def run(
         watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index)))
         peers.of_first("lock", lambda: stack.enter_context(locked(folder)))
         stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
-        prepared = prepare(config, folder, start, peers, watchdog, evaluators)
+        prepared = prepare(config, folder, start, peers, watchdog, evaluators, began)
         try:
             train(prepared, stop)
         except OSError as error:
@@ -78,10 +79,12 @@ def train(run: Run, stop: StopSignal) -> None:
         total=config.steps, initial=first, unit="step", dynamic_ncols=True, disable=not run.peers.first
     ) as progress:
         running, profile = None, Profile(run.folder / "profile", first, config.profile_steps)
+        run.pace.lap("starting")
         try:
             for number in range(first + 1, config.steps + 1):
                 run.watchdog.at(number, "step")
                 profile.before(number)
+                cost = run.steps.cost(run.state, run.batch)
                 run.state, metrics = run.steps(run.state, run.batch)
                 profile.after(number, metrics)
                 run.done = number
@@ -89,11 +92,12 @@ def train(run: Run, stop: StopSignal) -> None:
                 run.watchdog.at(number, "waiting for data")
                 asked = time.monotonic()
                 run.batch = next(run.batches)
+                run.pace.waited(time.monotonic() - asked)
                 waited += time.monotonic() - asked
                 run.watchdog.at(number, "step")
                 if running:
                     finish_step(run, *running, progress)
-                running = (number, metrics)
+                running = (number, metrics, cost)
                 stopping = stop.reached(number - first) or number == config.steps
                 evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
                 saving = stopping or number % config.save_every == 0
@@ -102,8 +106,10 @@ def train(run: Run, stop: StopSignal) -> None:
                     running = None
                 if evaluating:
                     evaluate(run, progress)
+                    run.pace.lap("validation")
                 if saving:
                     run.save()
+                    run.pace.lap("saving")
                 if stopping:
                     break
             if run.done == first:
@@ -124,15 +130,19 @@ def train(run: Run, stop: StopSignal) -> None:
     )
 
 
-def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], progress: tqdm) -> None:
-    """Fetches the numbers of a step (after it, `number` steps are done), which waits for it, and writes them."""
+def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], cost: tuple[int, int], progress: tqdm) -> None:
+    """Fetches the numbers of a step (after it, `number` steps are done), which waits for it, and writes them and its cost."""
     config, values = run.config, {name: float(value) for name, value in metrics.items()}
     if not np.isfinite(list(values.values())).all():
         raise LossNotFinite(f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}")
     progress.update()
+    run.pace.step(*cost)
     rate = config.data.batch_size * (progress.format_dict["rate"] or 0)
     progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
-    if run.writer and number % config.log_every == 0:
+    if number % config.log_every:
+        return
+    run.pace.log(number)
+    if run.writer:
         lr = float(learning_rate(config.optim, config.steps)((number - 1) // config.optim.accumulate))
         run.writer.write(number, {f"train/{name}": value for name, value in {**values, "lr": lr}.items()})
 

@@ -6,6 +6,7 @@ The state comes from, in this order: the run's own newest whole checkpoint (`res
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from fourreal.host.processes import ALONE, Peers
 from fourreal.host.watchdog import Watchdog
 from fourreal.models.build import Params, model_table, split_model
 from fourreal.models.fusions import Fused
-from fourreal.nn.kernels import resolve_kernel
+from fourreal.nn.kernels import XLA, resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import describe
 from fourreal.serialize import to_json
@@ -33,6 +34,7 @@ from fourreal.training.config import TrainConfig
 from fourreal.training.initialize import initial_params
 from fourreal.training.log import MetricsWriter
 from fourreal.training.orbax import Checkpoints
+from fourreal.training.pace import Pace
 from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, make_folder
 from fourreal.training.state import State, fresh_state, join_params, split_params
 from fourreal.training.step import fusion_of, make_train_step
@@ -64,6 +66,7 @@ class Run:
     evaluators: Sequence[Evaluator]
     checkpoints: Checkpoints
     writer: MetricsWriter | None
+    pace: Pace
     peers: Peers
     watchdog: Watchdog
 
@@ -84,6 +87,7 @@ class Run:
         """Stops the reading of data and waits for saves under way, whichever of these fails."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
+            stack.callback(self.pace.close)
             if self.writer:
                 stack.callback(self.writer.close)
             stack.callback(self.batches.close)
@@ -96,11 +100,13 @@ def prepare(
     peers: Peers = ALONE,
     watchdog: Watchdog | None = None,
     evaluators: Sequence[Evaluator] = (),
+    since: float | None = None,
 ) -> Run:
     """Reads, builds and compiles what a run needs, and only then makes or takes over its folder.
 
-    `evaluators` are called before the validation, which every run has.
+    `evaluators` are called before the validation, which every run has. `since` is when the process began; None: now.
     """
+    since = time.time() if since is None else since
     if config.model.channels != config.codec.channels:
         raise UserError(
             f"model.channels is {config.model.channels}: the codec '{config.codec.kind}' has {config.codec.channels}"
@@ -149,7 +155,11 @@ def prepare(
         state = layout.jit_placed(lambda params: fresh_state(params, config) | {"codec": {}}, table, params)(params)
         del params
     state["codec"] = placed(codec)
-    steps = CompiledSteps(make_train_step(denoiser, config), config, part)
+    plain = None
+    if config.model.remat != "none":
+        kept = dataclasses.replace(config.model, remat="none")
+        plain = make_train_step(make_denoiser(kept, config.grid, XLA), config)
+    steps = CompiledSteps(make_train_step(denoiser, config), config, part, plain)
     watchdog.at(done, "compiling")
     print(f"{config.name}: {origin}; mesh {describe(mesh.shape)}; {kernel}")
     print(describe_cost(steps, state, batch))
@@ -159,8 +169,9 @@ def prepare(
     )
     checkpoints = checkpoints or Checkpoints(folder, peers)
     writer = MetricsWriter(folder, done) if peers.first else None
+    pace = Pace(folder, peers, done, since)
     return Run(
-        config, folder, spec, state, done, batches, batch, steps, evaluators, checkpoints, writer, peers, watchdog
+        config, folder, spec, state, done, batches, batch, steps, evaluators, checkpoints, writer, pace, peers, watchdog
     )
 
 

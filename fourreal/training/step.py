@@ -150,7 +150,7 @@ def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State,
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = {name: state[name] for name in moved}
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
-        metrics = {"loss": loss, "grad_norm": norm}
+        metrics = {"loss": loss, "grad_norm": norm, "update_norm": optax.global_norm(updates)}
         return {"step": state["step"] + 1, "frozen": state["frozen"], "codec": state["codec"], **new}, metrics
 
     return train_step

@@ -13,9 +13,9 @@ from fourreal.data.batches import Batches
 from fourreal.data.masks import CLIPS, CutMix
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import split_model
+from fourreal.parallel.chips import GIB, parse_topology
 from fourreal.parallel.mesh import MeshConfig
 from fourreal.planning import aot, plan
-from fourreal.planning.chips import GIB, parse_topology
 from fourreal.training.config import load_config
 from fourreal.training.step import step_inputs
 

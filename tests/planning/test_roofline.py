@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from fourreal.parallel.chips import parse_topology
 from fourreal.planning import roofline
-from fourreal.planning.chips import parse_topology
 from fourreal.planning.collectives import Collective
 
 V5E = parse_topology("v5e:4x16")  # its second axis wraps around

@@ -13,9 +13,9 @@ import pytest
 from fourreal.data.batches import PipelineConfig
 from fourreal.data.masks import CLIPS
 from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.parallel.chips import parse_topology
 from fourreal.parallel.mesh import MeshConfig
 from fourreal.planning import aot, plan
-from fourreal.planning.chips import parse_topology
 from fourreal.training.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not aot.find_libtpu(), reason="libtpu is for Linux on x86")]

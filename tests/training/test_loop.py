@@ -176,6 +176,14 @@ def test_run_writes_metrics_sheets_weights_and_its_config(unbroken):
     assert list((unbroken / "tensorboard").iterdir())
 
 
+def test_run_says_how_fast_it_goes_apart_from_its_metrics(unbroken):
+    lines = [json.loads(line) for line in (unbroken / "speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["speed/step_seconds"] > 0 and line["speed/tokens_per_second"] > 0 for line in lines)
+    assert lines[-1]["goodput/validation"] > 0 and lines[-1]["goodput/saving"] > 0 and lines[-1]["goodput/starting"] > 0
+    assert list((unbroken / "tensorboard" / "speed").iterdir())
+
+
 def test_weights_of_a_run_are_its_average_in_the_config_of_their_model(unbroken):
     spec = describe_checkpoint(unbroken)
     assert spec == ModelSpec(BASE, GridDiTConfig(), VIEWS, TIMES, (SIZE, SIZE))

@@ -1,8 +1,10 @@
 """The trace of a few steps."""
 
+import signal
+
 import jax
 
-from fourreal.training.profile import SETTLED, Profile
+from fourreal.training.profile import ON_SIGNAL, SETTLED, Profile
 
 
 def test_traces_as_many_steps_as_asked_from_the_tenth_on(tmp_path, monkeypatch):
@@ -30,3 +32,18 @@ def test_nothing_is_traced_unless_asked(tmp_path):
     profile.before(SETTLED)
     profile.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_traces_the_next_steps_each_time_that_it_comes(tmp_path, monkeypatch):
+    calls, listened = [], signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append(("start", number)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append(("stop", number)))
+    profile = Profile(tmp_path, first=0, steps=0)
+    for number in range(1, 30):
+        profile.before(number)
+        profile.after(number, None)
+        if number in (4, 20):
+            signal.raise_signal(signal.SIGUSR1)
+    profile.close()
+    assert calls == [("start", 5), ("stop", 4 + ON_SIGNAL), ("start", 21), ("stop", 20 + ON_SIGNAL)]
+    assert signal.getsignal(signal.SIGUSR1) == listened

@@ -40,19 +40,78 @@ class Chip:
     """chips of a host"""
     devices: int = 1
     """JAX devices of a chip"""
+    kinds: tuple[str, ...] = ()
+    """what JAX calls such a device, or how that begins"""
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, int(31.75 * GIB), 1228 * GB, 45 * GB, 3, 4, 6.25 * GB, 4),
-        Chip("v5e", 197e12, 16 * GIB, int(15.75 * GIB), 819 * GB, 45 * GB, 2, 16, 3.125 * GB, 8),
-        Chip("v5p", 459e12, 96 * GIB, int(95.74 * GIB), 2765 * GB, 90 * GB, 3, 4, 6.25 * GB, 4),
-        Chip("v6e", 918e12, 32 * GIB, int(31.25 * GIB), 1638 * GB, 90 * GB, 2, 16, 12.5 * GB, 8),
-        Chip("tpu7x", 2307e12, 192 * GIB, int(189.5 * GIB), 7380 * GB, 90 * GB, 3, 4, 12.5 * GB, 4, devices=2),
-        Chip("h100", 989e12, 80 * GB, int(0.75 * 79 * GIB), 3350 * GB, 450 * GB, 0, 1, 50 * GB, 8),
+        Chip("v4", 275e12, 32 * GIB, int(31.75 * GIB), 1228 * GB, 45 * GB, 3, 4, 6.25 * GB, 4, kinds=("TPU v4",)),
+        Chip(
+            "v5e",
+            197e12,
+            16 * GIB,
+            int(15.75 * GIB),
+            819 * GB,
+            45 * GB,
+            2,
+            16,
+            3.125 * GB,
+            8,
+            kinds=("TPU v5 lite", "TPU v5e"),
+        ),
+        Chip(
+            "v5p",
+            459e12,
+            96 * GIB,
+            int(95.74 * GIB),
+            2765 * GB,
+            90 * GB,
+            3,
+            4,
+            6.25 * GB,
+            4,
+            kinds=("TPU v5p", "TPU v5"),
+        ),
+        Chip(
+            "v6e",
+            918e12,
+            32 * GIB,
+            int(31.25 * GIB),
+            1638 * GB,
+            90 * GB,
+            2,
+            16,
+            12.5 * GB,
+            8,
+            kinds=("TPU v6 lite", "TPU v6e"),
+        ),
+        Chip(
+            "tpu7x",
+            2307e12,
+            192 * GIB,
+            int(189.5 * GIB),
+            7380 * GB,
+            90 * GB,
+            3,
+            4,
+            12.5 * GB,
+            4,
+            devices=2,
+            kinds=("TPU7x", "TPU v7x"),
+        ),
+        Chip(
+            "h100", 989e12, 80 * GB, int(0.75 * 79 * GIB), 3350 * GB, 450 * GB, 0, 1, 50 * GB, 8, kinds=("NVIDIA H100",)
+        ),
     )
 }
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip of a device whose `device_kind` is this; None for one that is not listed."""
+    fits = [(len(start), chip.name) for chip in CHIPS.values() for start in chip.kinds if kind.startswith(start)]
+    return CHIPS[max(fits)[1]] if fits else None
 
 
 @dataclasses.dataclass(frozen=True)

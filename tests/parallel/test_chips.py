@@ -2,7 +2,7 @@
 
 import pytest
 
-from fourreal.planning.chips import CHIPS, GIB, parse_topology
+from fourreal.parallel.chips import CHIPS, GIB, chip_of, parse_topology
 
 
 def test_topology_counts_chips_and_the_devices_that_jax_sees():
@@ -49,3 +49,17 @@ def test_no_program_can_take_more_than_a_chip_has_nor_on_a_gpu_than_jax_takes_by
     for chip in CHIPS.values():
         least, most = (0.9, chip.hbm) if chip.sides else (0.7, 0.75 * 80 * GIB)
         assert least * chip.hbm < chip.usable <= most
+
+
+def test_devices_are_known_by_what_jax_calls_them():
+    kinds = {
+        "TPU v4": "v4",
+        "TPU v5 lite": "v5e",
+        "TPU v5": "v5p",
+        "TPU v5p": "v5p",
+        "TPU v6 lite": "v6e",
+        "TPU7x": "tpu7x",
+    }
+    kinds["NVIDIA H100 80GB HBM3"] = "h100"
+    assert {kind: chip_of(kind).name for kind in kinds} == kinds
+    assert chip_of("cpu") is None and chip_of("NVIDIA H200") is None
