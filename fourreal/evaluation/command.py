@@ -131,7 +131,7 @@ class Evaluate:
         from tqdm import tqdm
 
         def score(prediction, grid):
-            return score_grid(prediction, grid.truth, grid.given, lpips, own, grid.surface)
+            return score_grid(prediction, grid.truth, grid.given, lpips, own, grid.surface, grid.cameras)
 
         readers = {name: functools.partial(others.read_prediction, folder) for name, folder in predicted.items()}
         with tqdm(total=len(grids) * (1 + len(pipes) + len(readers)), unit="grid", dynamic_ncols=True) as bar:
