@@ -27,14 +27,15 @@ def epipolar(
     K: Float[np.ndarray, "v 3 3"],
     c2w: Float[np.ndarray, "v 4 4"],
 ) -> dict[str, float]:
-    """Of the matches in all pairs of neighbouring views of one time, of which at least one is unknown:
+    """Of the matches in all pairs of neighbouring views of one time, of which at least one is unknown and which are not from one place:
 
     `median`: their Sampson distance in pixels; `inliers`: the share below 1 px; `matches`: how many a pair has on average.
     The first two are nan under 16 matches, all are without a pair.
     """
     points: dict[tuple[int, int], Points] = {}
     distances = []
-    for a, t in np.argwhere(~(given[:-1] & given[1:])).tolist():
+    apart = (c2w[1:, :3, 3] != c2w[:-1, :3, 3]).any(-1)[:, None]
+    for a, t in np.argwhere(apart & ~(given[:-1] & given[1:])).tolist():
         pair = (a, t), (a + 1, t)
         points |= {cell: sift_points(frames[cell]) for cell in pair if cell not in points}
         x_a, x_b = matched(*(points[cell] for cell in pair))

@@ -81,7 +81,11 @@ def test_given_pairs_do_not_count_and_few_matches_give_a_count_alone(wall):
     harmed = wall.copy()
     harmed[:, 0] = 0  # time 0 is given in all views
     assert epipolar(harmed, GIVEN, K, C2W) == epipolar(wall, GIVEN, K, C2W)
-    assert all(math.isnan(value) for value in epipolar(wall, np.ones_like(GIVEN), K, C2W).values())
-    harmed[1, 1] = 0
+    for given, c2w in (
+        (np.ones_like(GIVEN), C2W),
+        (GIVEN, C2W[[0, 0, 0]]),
+    ):  # cameras at one place have no epipolar lines
+        assert all(math.isnan(value) for value in epipolar(wall, given, K, c2w).values())
+    harmed[1, 1, :, :40] = harmed[1, 1, :40] = 0
     found = epipolar(harmed, GIVEN, K, C2W)
-    assert found["matches"] == 0 and math.isnan(found["median"]) and math.isnan(found["inliers"])
+    assert 0 < 2 * found["matches"] < FEWEST and math.isnan(found["median"]) and math.isnan(found["inliers"])
