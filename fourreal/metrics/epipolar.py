@@ -27,7 +27,7 @@ def epipolar(
     K: Float[np.ndarray, "v 3 3"],
     c2w: Float[np.ndarray, "v 4 4"],
 ) -> dict[str, float]:
-    """Of the matches in all pairs of neighbouring views of one time, of which at least one is unknown and which are not from one place:
+    """Of the matches in all pairs of neighbouring views of one time, not from one place and at least one of them unknown:
 
     `median`: their Sampson distance in pixels; `inliers`: the share below 1 px; `matches`: how many a pair has on average.
     The first two are nan under 16 matches, all are without a pair.
