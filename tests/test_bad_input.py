@@ -1221,8 +1221,8 @@ ALLOWED = {
     ("options.py", "import_module"),  # the modules that the user names with --extensions
     ("others.py", "import_module"),  # and those of --metric
     ("aot.py", "subprocess"),  # itself in a process of its own, asked in JSON
-    # LPIPS' own package keeps weights as pickles: read only with the right SHA-256, and only pieces of arrays
-    *(("lpips.py", name) for name in ("pickle", "import_module")),
+    # packages of networks keep weights as pickles: read only with the right SHA-256, and only pieces of arrays
+    *(("package_weights.py", name) for name in ("pickle", "import_module")),
 }
 
 

@@ -46,6 +46,8 @@ class Evaluate:
     """grids for those rows and for the same weights without cameras or with parts left out, which take most of the time"""
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
+    fvd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """also FVD and KVD of the copies, the samples and the 1 step, over whole clips by I3D: 2.5 s a clip on two cores"""
     metric: tuple[str, ...] = ()
     """your own, MODULE:FUNCTION of (frames uint8 [v t h w 3], truth, given) -> number; add :lower where less is better"""
     predictions: Annotated[tuple[str, ...], PATH] = ()
@@ -70,12 +72,14 @@ class Evaluate:
             open_folder,
             read_grids,
         )
+        from fourreal.evaluation.fvd import FEATURES, KeptFeatures, clip_distances, compared_methods, fvd_text
         from fourreal.evaluation.html_report import write_page
         from fourreal.evaluation.probe import SIGMAS, probe_pipeline
         from fourreal.evaluation.probe_report import probe_text
         from fourreal.evaluation.scoring import score_grid
         from fourreal.evaluation.summary import summarise
         from fourreal.evaluation.tables import text_table, write_json
+        from fourreal.metrics.i3d import make_i3d
         from fourreal.metrics.lpips import make_lpips
         from fourreal.sampling.load import load_pipeline
 
@@ -104,6 +108,7 @@ class Evaluate:
             return
         networks = {"none": (), "both": ("alex", "vgg")}.get(self.lpips, (self.lpips,))
         lpips = {network: make_lpips(network) for network in networks}
+        i3d = make_i3d() if self.fvd else None
         if self.probe and len(grids) < 2:
             raise UserError("--probe lends a grid the messages of another one: found 1 grid, give 2 or more")
         for folder in predicted.values():
@@ -125,13 +130,15 @@ class Evaluate:
         }
         if self.probe:
             settings["probe"] = list(SIGMAS)
+        if self.fvd:
+            settings["fvd"] = True
         partial = out.with_name(out.name + ".partial")
         open_folder(partial, settings)
         print(f"{len(grids)} {settings['split']} grids of {settings['data']}, {self.given} given", flush=True)
         from tqdm import tqdm
 
         def score(prediction, grid):
-            return score_grid(prediction, grid.truth, grid.given, lpips, own, grid.surface)
+            return score_grid(prediction, grid.truth, grid.given, lpips, own, grid.surface, grid.cameras)
 
         readers = {name: functools.partial(others.read_prediction, folder) for name, folder in predicted.items()}
         with tqdm(total=len(grids) * (1 + len(pipes) + len(readers)), unit="grid", dynamic_ncols=True) as bar:
@@ -141,13 +148,22 @@ class Evaluate:
         for name, pipe in pipes.items() if self.probe else ():
             print(f"probing {name} on {protocol.control_grids} grids", flush=True)
             probed[name] = probe_pipeline(pipe, grids[: protocol.control_grids])
+        distances = []
+        if i3d is not None:
+            methods = compared_methods(pipes, self.steps[0], readers)
+            with tqdm(total=len(grids) * (1 + len(methods)), unit="grid of clips", dynamic_ncols=True) as bar:
+                kept = KeptFeatures(partial / FEATURES, i3d)
+                distances = clip_distances(methods, grids, kept, lambda: bar.update())
         spent = {"wall_s": time.perf_counter() - began[0], "cpu_s": time.process_time() - began[1]}
         about = {"settings": settings, "seconds": {name: round(seconds, 1) for name, seconds in spent.items()}}
         found = {"probe": {name: one.to_json() for name, one in probed.items()}} if probed else {}
+        found |= {"fvd": [asdict(one) for one in distances]} if distances else {}
         write_json(partial / "report.json", parts, about | found)
-        write_page(partial / "report.html", parts, about, table, pipes, grids, names, probed)
+        write_page(partial / "report.html", parts, about, table, pipes, grids, names, probed, distances)
         _take_place(partial, out)
         print("\n".join([text_table(parts), *("\n" + probe_text(name, one) for name, one in probed.items())]))
+        if distances:
+            print("\n" + fvd_text(distances) + "\n")
         print(f"{spent['wall_s']:.0f} s, {spent['cpu_s']:.0f} s of CPU; open {out / 'report.html'}")
 
     def _check(self) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fourreal.checkpoints.specs import weights_folder
 from fourreal.evaluation.evaluate import BASELINE, EvaluationGrid, sample
+from fourreal.evaluation.fvd import ClipDistance, fvd_section
 from fourreal.evaluation.line_chart import Series, line_chart
 from fourreal.evaluation.probe import Probed
 from fourreal.evaluation.probe_report import probe_section
@@ -39,10 +40,11 @@ def write_page(
     grids: Sequence[EvaluationGrid],
     checkpoints: Mapping[str, str],
     probed: Mapping[str, Probed],
+    distances: Sequence[ClipDistance],
 ) -> None:
     """Writes the page. `checkpoints`: what each method was loaded from, for the curve of its training.
 
-    `probed`: what probing the methods found; without it the page has no such section.
+    `probed`: what probing the methods found, `distances`: of sets of clips; without them the page has no such section.
     """
     settings = about["settings"]
     mains = [next(row for row in parts[0].rows if row.method == name) for name in pipes]
@@ -58,6 +60,7 @@ def write_page(
         "curves": "".join(
             f'<div class="card">{curve}</div>' for curve in _curves(parts[0], mains, copies, checkpoints)
         ),
+        "fvd": fvd_section(distances) if distances else "",
         "probe": probe_section(probed) if probed else "",
         "ranking": f"The best, the median and the worst grid by PSNR of {html.escape(mains[0].label)}, seed 0.",
         "pictures": "".join(

