@@ -24,9 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS
-from fourreal.errors import LossNotFinite, TrainingStopped
+from fourreal.errors import Damaged, LossNotFinite, TrainingStopped
 from fourreal.host.folders import locked
 from fourreal.host.processes import ALONE, Peers
+from fourreal.host.retry import errno_of
 from fourreal.host.signals import StopSignal
 from fourreal.host.watchdog import Watchdog
 from fourreal.media.sheet import stack_sheets
@@ -48,7 +49,7 @@ def run(
     """Trains; `evaluators` judge the parameters before each validation.
 
     Raises UserError for a folder in use or a misfit, LossNotFinite when numbers stop being finite and KeyboardInterrupt
-    after Ctrl-C, both after saving, TrainingStopped for a write that fails, as on a full disk.
+    after Ctrl-C, both after saving, TrainingStopped for a read or write that fails, as on a full disk.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal(peers))
@@ -60,10 +61,10 @@ def run(
         prepared = prepare(config, folder, start, peers, watchdog, evaluators)
         try:
             train(prepared, stop)
-        except OSError as error:
+        except (OSError, Damaged) as error:
             done = prepared.checkpoints.done or 0
             raise TrainingStopped(
-                f"{error}; once that is mended, --resume goes on after {done} steps", error.errno
+                f"{error}; once that is mended, --resume goes on after {done} steps", errno_of(error)
             ) from error
     peers.finish()
     if stop.interrupted:

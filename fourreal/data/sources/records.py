@@ -6,6 +6,7 @@ Before version 2 a record was a scene, all of one shape, which the features tell
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,7 +60,8 @@ class RecordScenes:
             raise UserError(f"{self.folder} has no split '{split}': it has {', '.join(sorted(builder.info.splits))}")
         with damage(self.folder):
             self.fingerprint = data_set_hash(self.folder)
-            self._records = builder.as_data_source(split=split)
+            self._open = partial(builder.as_data_source, split=split)
+            self._records = self._open()
             index = index_file(self.folder, split)
             self.partial = not features["names"].isdisjoint(("exists", "valid"))
             self._listed = list(_stored(index)) if index.is_file() or not features["shape"] else None
@@ -110,7 +112,11 @@ class RecordScenes:
 
     def _record(self, i: int, place: int) -> dict[str, Any]:
         with self._damage(i):
-            return dict(self._records[place])
+            try:
+                return dict(self._records[place])
+            except RuntimeError:  # of ArrayRecord, whose reader then fails at this record for ever
+                self._records = self._open()
+                raise
 
     def _damage(self, i: int) -> Any:
         return damage(f"{self.folder}, grid {i} of {self.split},")
