@@ -55,7 +55,7 @@ def run(
         stop = stack.enter_context(StopSignal(peers))
         if not peers.first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index)))
+        watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index), config.hang))
         peers.of_first("lock", lambda: stack.enter_context(locked(folder)))
         stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
         prepared = prepare(config, folder, start, peers, watchdog, evaluators)
@@ -66,7 +66,8 @@ def run(
             raise TrainingStopped(
                 f"{error}; once that is mended, --resume goes on after {done} steps", errno_of(error)
             ) from error
-    peers.finish()
+        watchdog.at(prepared.done, "waiting for the other processes")
+        peers.finish()
     if stop.interrupted:
         raise KeyboardInterrupt
 

@@ -23,6 +23,7 @@ FREE = (
     "log_every",
     "profile_steps",
     "watchdog_minutes",
+    "hang",
     "data.source",
     "data.threads",
     "data.prefetch",
