@@ -2,15 +2,20 @@
 
 0    done
 1    the loss is not finite, or a bug, which shows its traceback
-2    a user's mistake, or a read or write that failed (a full disk, say): one line
-3    what starting all processes of a training again may mend: one line
+2    a user's mistake, or what a new start does not mend (a full disk, say): one line
+3    what starting all processes again may mend: a file that could not be read, a process that died or made no progress
 130  interrupted
 """
 
 import errno
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LOST = 3  # exit code of what starting all processes of a training again may mend
+FAULTS = (  # of a disk or a network that does not answer, and may do so again
+    *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT),
+    *(errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+)
+LOST = 3  # exit code of what starting all processes again may mend
 
 
 class UserError(ValueError):
@@ -23,6 +28,10 @@ class MissingFile(UserError, FileNotFoundError):
 
 class FileInTheWay(UserError, FileExistsError):
     """A file or folder stands where the user wants another written."""
+
+
+class Damaged(UserError):
+    """A file that others wrote is broken or gone."""
 
 
 class WriteFailed(OSError):
@@ -52,7 +61,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     stopped = isinstance(error, TrainingStopped) and error.errno not in NO_SPACE  # which needs somebody to mend it
-    if isinstance(error, TimeoutError) or stopped:
+    if isinstance(error, TimeoutError) or stopped or getattr(error, "errno", None) in FAULTS:
         return LOST
     return 2 if isinstance(error, (UserError, OSError, ModuleNotFoundError)) else 1
 

@@ -35,7 +35,7 @@ def end(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
             2,
             "No space left: free some space, or name another folder to write to",
         ),
-        (WriteFailed("x cannot be written", errno.EIO), 2, "x cannot be written"),
+        (WriteFailed("x cannot be written", errno.EIO), 3, "x cannot be written"),
         (TrainingStopped("it goes on", errno.EIO), 3, "it goes on"),
         (TrainingStopped("it goes on"), 3, "it goes on"),
         (TrainingStopped("it goes on", errno.ENOSPC), 2, "it goes on"),

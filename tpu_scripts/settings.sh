@@ -4,7 +4,8 @@
 
 # The names of settings.example.env, in its order.
 SETTINGS="PROJECT ZONE BUCKET NAME ACCELERATOR_TYPE RUNTIME_VERSION SLICES PROVISIONING WAIT NETWORK SUBNETWORK
-SERVICE_ACCOUNT CONFIG RUN TRAIN_OPTIONS COPY_DATA POLL_SECONDS COMMAND_TIMEOUT MAX_RESTARTS"
+SERVICE_ACCOUNT CONFIG RUN TRAIN_OPTIONS COPY_DATA POLL_SECONDS COMMAND_TIMEOUT STALL_SECONDS
+MAX_RESTARTS"
 
 # Sets the settings from the file "$1"; what it leaves out has the example's value.
 load_settings() {
@@ -63,5 +64,6 @@ check_settings() {
   done
   expect "$file" POLL_SECONDS '[1-9][0-9]*' "$whole"
   expect "$file" COMMAND_TIMEOUT '[1-9][0-9]*' "$whole"
+  expect "$file" STALL_SECONDS '[1-9][0-9]*' "$whole"
   expect "$file" MAX_RESTARTS '[0-9]+' 'a whole number'
 }

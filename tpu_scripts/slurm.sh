@@ -5,9 +5,9 @@
 #
 # The run's folder and the data must be on a disk that all nodes share. JAX finds the other processes from SLURM's variables.
 # Ten minutes before the time limit, and where the cluster warns before it preempts, train.py gets a SIGTERM, saves and
-# ends; the job then queues itself again and goes on with --resume. So it does after a node failed or a process died, where some
-# did not start in time, or a write failed on a disk that is not full. A job that failed otherwise does not come back, nor
-# one that came back MAX_RESTARTS times.
+# ends; the job then queues itself again and goes on with --resume. So it does after a node failed or a process died or made no
+# progress, where some did not start in time, or a read or write failed on a disk that is not full. A job that failed
+# otherwise does not come back, nor one that came back MAX_RESTARTS times.
 #
 #SBATCH --job-name=fourreal
 #SBATCH --nodes=1
@@ -50,7 +50,7 @@ printf 'the log: %s\n' "$log"
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # which srun no longer takes from sbatch
 trap : TERM # train.py gets its own; this shell stays to queue the job again
 code=0
-# The processes end each other, with a line and a code. A minute is for those that cannot.
+# The processes end each other, with a line and a code. After a minute srun kills those that cannot, as one that hangs.
 srun --kill-on-bad-exit=0 --wait=60 --output="$log" "${words[@]}" || code=$?
 # Where one was killed srun gives that code, as the highest; the others have said what it means.
 if { [ "$code" = 0 ] && grep -q 'go on with --resume' "$log"; } || [ "$code" = "$LOST" ] ||

@@ -5,7 +5,7 @@
 #   nothing there          create it
 #   in the queue           wait; the service ends the request after WAIT
 #   ready, not installed   install, launch
-#   training runs          wait
+#   training runs          wait; stop it and launch again where its step has not moved for STALL_SECONDS
 #   training finished      end with 0
 #   it stopped or died     launch again            } together at most MAX_RESTARTS times
 #   preempted, slice gone  delete, and so from the top }
@@ -17,7 +17,8 @@ INSTALLS=3
 # What train.py says of itself: bad input or a full disk, Ctrl-C, a loss that is not finite. (Python gives 1 to every
 # exception, so also to those that come of another host's death.)
 UNMENDABLE='failed (2|130):|failed 1: .*fourreal train: error: step [0-9]'
-LOST='failed 3:' # a host or a file was out of reach: no crash of its own, however often
+LOST='failed 3:' # a host or a file was out of reach, or nothing moved: no crash of its own, however often
+RUNNING='running(, step [0-9]+)?$'
 
 # What every machine's training does, a line each; none where nothing is installed.
 ask_training() {
@@ -67,10 +68,11 @@ judge() {
     say "gave up: ${line#fourreal-worker }"
     return
   fi
-  running=$(grep -c ': running$' <<<"$lines") || true
-  others=$(grep -c -v -E ': running$|^$' <<<"$lines") || true
+  running=$(grep -c -E ": $RUNNING" <<<"$lines") || true
+  others=$(grep -c -v -E ": $RUNNING|^$" <<<"$lines") || true
   if [ "$running" -gt 0 ]; then
-    if [ "$others" = 0 ]; then say "running: on $running machines"; else say "torn: on $running machines, not on $others"; fi
+    line=$(grep -o -m 1 ', step [0-9]*$' <<<"$lines") || true
+    if [ "$others" = 0 ]; then say "running: on $running machines$line"; else say "torn: on $running machines, not on $others"; fi
   elif [ "$others" = 0 ] || grep -q ': nothing$' <<<"$lines"; then
     say 'bare: nothing is installed'
   elif [ "$(grep -c ': finished$' <<<"$lines")" = "$others" ]; then
@@ -105,10 +107,11 @@ watch() {
 }
 
 supervise() {
-  local restarts=0 troubles=0 installs=0 uploaded=no mine=yes before='' failure='' seen crash
+  local restarts=0 troubles=0 installs=0 stalled=0 uploaded=no mine=yes before='' failure='' seen crash
   while :; do
     seen=$(observe) || seen='unknown'
-    [ "$seen" = "$before" ] || say "$(date '+%F %T') $seen"
+    [ "${seen%, step *}" = "${before%, step *}" ] || say "$(date '+%F %T') $seen"
+    if [[ $seen == running* && $seen == "$before" ]]; then stalled=$((stalled + POLL_SECONDS)); else stalled=0; fi
     before=$seen
     case $seen in
       absent)
@@ -120,7 +123,12 @@ supervise() {
         else
           seen='unknown: it could not be created'
         fi ;;
-      queued* | running*) mine=no installs=0 ;;
+      queued* | running*)
+        mine=no installs=0
+        if [ "$stalled" -ge "$STALL_SECONDS" ]; then
+          failure='' before=
+          start_again "$seen: no other step for $stalled s"
+        fi ;;
       bare*)
         mine=no installs=$((installs + 1))
         { { [ "$uploaded" = yes ] || upload; } && uploaded=yes && install_on_all && launch_on_all; } ||
@@ -152,7 +160,7 @@ supervise() {
         if [ "$troubles" -ge "$PATIENCE" ]; then
           troubles=0
           case $seen in
-            torn*) on_all "$COMMAND_TIMEOUT" "$WORKER stop" || fail 'it could not be stopped either: tpu.sh delete, then watch again' ;;
+            torn*) failure='' && start_again "$seen" ;;
             *) fail "no change at $PATIENCE looks in a row (${seen#*: }): see tpu.sh status; what trains goes on" ;;
           esac
         fi ;;
@@ -160,6 +168,13 @@ supervise() {
     esac
     sleep "$POLL_SECONDS"
   done
+}
+
+# Has what hangs launched again. A save is not to be expected of it, so it has little time until it is killed.
+start_again() {
+  count_restart "$1"
+  on_all "$COMMAND_TIMEOUT" "$WORKER stop $POLL_SECONDS" || fail 'it could not be stopped either: tpu.sh delete, then watch again'
+  launch_on_all || say 'it will be tried again'
 }
 
 # Counts in the caller's `restarts`.

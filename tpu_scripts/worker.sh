@@ -7,7 +7,8 @@
 #
 #   worker.sh setup BUCKET [DATA_FOLDER ...]   installs; run from the unpacked upload, ~/fourreal/incoming
 #   worker.sh launch [OPTIONS OF train.py]     starts training, detached
-#   worker.sh status | stop
+#   worker.sh status
+#   worker.sh stop [SECONDS]                   has it save and end; kills it after so long (STOP_SECONDS)
 #
 # Each verb ends with one line `fourreal-worker HOST: ...`, which tpu.sh reads.
 set -euo pipefail
@@ -121,11 +122,13 @@ run() {
   printf '%s' "$code" >"$root/code-of-exit"
 }
 
-# One word, and for a failure the last line of the log: nothing, running, finished, stopped, killed, failed CODE.
+# One word, and for a failure the last line of the log: nothing, running, finished, stopped, killed, failed CODE. The first
+# machine, whose log has the progress bar, says at which step it runs.
 status() {
-  local code
+  local code step
   if training_pid >/dev/null; then
-    report running
+    step=$(tail -c 4000 "$root/train.log" | tr '\r' '\n' | sed -n 's/^.*| \([0-9]*\)\/[0-9]* \[.*$/\1/p' | tail -n 1)
+    report "running${step:+, step $step}"
   elif [ ! -e "$root/pid" ]; then
     report nothing
   elif ! code=$(cat "$root/code-of-exit" 2>/dev/null); then
@@ -140,10 +143,10 @@ status() {
 }
 
 stop() {
-  local pid tries
+  local pid tries seconds=${1:-$STOP_SECONDS}
   if pid=$(training_pid); then
     kill -TERM "$pid"
-    for ((tries = 0; tries < 10 * STOP_SECONDS; tries++)); do
+    for ((tries = 0; tries < 10 * seconds; tries++)); do
       training_pid >/dev/null || break
       sleep 0.1
     done

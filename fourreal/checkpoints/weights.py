@@ -6,9 +6,7 @@ devices are written and read piece by piece, so that no device and no host that 
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from safetensors.numpy import save_file
 
 from fourreal.checkpoints.upgrade import renamed, stored
 from fourreal.errors import MissingFile, UserError, WriteFailed
+from fourreal.host.retry import errno_of, file_hash, read_again
 from fourreal.models.build import Params
 
 DTYPES = ("F32", "BF16", "F16")
@@ -51,10 +50,7 @@ def save_weights(folder: str | Path, params: Params, config: dict[str, Any], dty
     try:
         save_file(tensors, folder / f"{WEIGHTS}.tmp")
     except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives no other sign of it
-        raise WriteFailed(
-            f"{folder / WEIGHTS} could not be written: {error}", int(number[1]) if number else None
-        ) from error
+        raise WriteFailed(f"{folder / WEIGHTS} could not be written: {error}", errno_of(error)) from error
     shutil.copymode(folder / f"{CONFIG}.tmp", folder / f"{WEIGHTS}.tmp")  # save_file makes it private to its owner
     (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
     (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
@@ -91,7 +87,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFile(f"{folder} holds no {CONFIG}: expected a folder of weights")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_again(path.read_text))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}): copy the folder again") from error
     if not isinstance(values, dict):
@@ -128,7 +124,7 @@ def open_weights(folder: str | Path) -> Iterator[dict[str, StoredTensor]]:
     if not path.is_file():
         raise MissingFile(f"{folder} holds no {WEIGHTS}: expected a folder of weights")
     try:
-        with safe_open(path, "numpy") as file:
+        with read_again(lambda: safe_open(path, "numpy")) as file:
             slices = {renamed(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
             for name, tensor in slices.items():
                 if (dtype := tensor.get_dtype()) not in DTYPES:
@@ -176,5 +172,4 @@ def fit_weights(tensors: dict[str, StoredTensor | np.ndarray], shapes: Params, s
 
 def weights_hash(folder: str | Path) -> str:
     """SHA-256 of the weights file, in hex."""
-    with open(Path(folder) / WEIGHTS, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(Path(folder) / WEIGHTS)

@@ -29,6 +29,7 @@ from fourreal.data.source import Scenes, Source
 from fourreal.data.sources import Records
 from fourreal.errors import UserError
 from fourreal.grid import even_cut
+from fourreal.host.retry import read_again
 from fourreal.scene import Cut, Scene
 
 MOST = 2**16  # of anything that is counted
@@ -170,7 +171,7 @@ class Batches:
             places = np.arange(start, start + config.batch_size)
             weight = (places < count).astype(np.float32)
             for cut in cuts:
-                found = [scenes.read(int(place), cut) for place in np.minimum(places, count - 1)]
+                found = [read(scenes, int(place), cut) for place in np.minimum(places, count - 1)]
                 examples = []
                 for place, scene in zip(places, found, strict=True):
                     recorded, shape = self._recorded(scenes, scene), self._cells(scene)
@@ -186,7 +187,7 @@ class Batches:
     def open(self, split: str) -> Scenes:
         """The scenes of a split, checked to be large enough."""
         config = self.config
-        scenes = config.source.open(split) if self.scenes is None else self.scenes
+        scenes = read_again(lambda: config.source.open(split)) if self.scenes is None else self.scenes
         if not len(scenes):
             raise UserError(f"split '{split}' of {config.source.to_text()} is empty: make more scenes")
         views, times, *_ = scenes.shape(0)
@@ -212,14 +213,14 @@ class Batches:
             views, times = np.divmod(cells, stored_times)
             every_view, at_view = np.unique(views, return_inverse=True)
             every_time, at_time = np.unique(times, return_inverse=True)
-            whole = scenes.read(place, Cut(every_view, every_time))
+            whole = read(scenes, place, Cut(every_view, every_time))
             found = [take(whole, [v], [t]) for v, t in zip(at_view, at_time, strict=True)]
         else:
             if kind == "fixed_view":
                 views = rng.integers(stored_views, size=1)
             if kind == "freeze_time":
                 times = rng.integers(stored_times, size=1)
-            found = [scenes.read(place, Cut(views, times))]
+            found = [read(scenes, place, Cut(views, times))]
         mask_rng, examples = _rng(config, _MASK, position), []
         for number, scene in enumerate(found):
             recorded, shape = self._recorded(scenes, scene), self._cells(scene)
@@ -278,6 +279,11 @@ def units_and_scenes(config: PipelineConfig, scenes: Scenes) -> tuple[list[str],
             f"data.unit_share {config.unit_share} leaves {len(chosen)} of {len(units)} units and no grid: give more"
         )
     return sorted(chosen), places
+
+
+def read(scenes: Scenes, place: int, cut: Cut) -> Scene:
+    """The cut of a scene, read again where that fails."""
+    return read_again(lambda: scenes.read(place, cut))
 
 
 def take(scene: Scene, views: Sequence[int], times: Sequence[int]) -> Scene:

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fourreal.errors import MissingFile, UserError
+from fourreal.errors import FAULTS, Damaged, MissingFile, UserError
+from fourreal.host.retry import errno_of
 from fourreal.scene import Scene
 
 RECORD_BYTES = 2**22  # that a tile of several cells has at most
@@ -208,12 +209,18 @@ def data_set_hash(folder: Path | str) -> str:
 
 @contextlib.contextmanager
 def damage(what: Path | str) -> Iterator[None]:
-    """Whatever goes wrong in a data set, as one line that names it."""
+    """Whatever goes wrong in a data set, as one line that names it; a fault that may pass is raised as it is.
+
+    Raises Damaged for files that are broken or gone, of which ArrayRecord tells by RuntimeError.
+    """
     try:
         yield
     except Exception as error:
+        if errno_of(error) in FAULTS:
+            raise
+        kind = Damaged if isinstance(error, RuntimeError) else UserError
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{what} cannot be read as a data set of grids ({reason}): render or copy it again") from error
+        raise kind(f"{what} cannot be read as a data set of grids ({reason}): render or copy it again") from error
 
 
 def units_of(scene: str) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ Every process keeps one connection to process 0, from before JAX starts until th
     failed     one line and an exit code, for those who would wait for a process that has given up
     end        the connection may close now
 
-A connection that closes without `end` is a process that died; the others say so in one line and end, too. JAX would notice a
-hundred seconds later, and abort with a stack trace. JAX's own service listens at the port after the coordinator's.
+A connection that closes without `end` is a process that died; the others say so in one line and end, too. One that hangs keeps
+its connection: the others end by their watchdogs. JAX's own service listens at the port after the coordinator's.
 """
 
 import atexit
@@ -31,6 +31,7 @@ from fourreal.host.place import Place, find_place, start_timeout
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds in which a process whose peer failed may end by its own error
+WATCHED = 10**8  # seconds until JAX aborts all for one that hangs, with a stack trace: never where there is a watchdog
 # The errors that processes tell each other; one that is not here is told as the nearest of its bases.
 ERRORS = {
     kind.__name__: kind
@@ -138,7 +139,7 @@ class Peers:
             code = exit_code(error)
             for link in self._links.values():
                 link.send("failed", line=f"{self.name(self.index)}: {one_line(error)}", code=code)
-            atexit.register(_exit, code)  # JAX's own end would wait for processes that do not come
+            atexit.register(exit_at_once, code)  # JAX's own end would wait for processes that do not come
         self._leaving.set()
         for link in self._links.values():
             link.send("end")
@@ -190,7 +191,7 @@ class Peers:
     def _end_now(self) -> None:
         line, code = self._why
         print(f"fourreal {self.verb}: error: {line}", file=sys.stderr)
-        _exit(code)
+        exit_at_once(code)
 
 
 ALONE = Peers()
@@ -217,6 +218,7 @@ def start(verb: str = "train") -> Peers:
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
         initialization_timeout=math.ceil(timeout),
+        heartbeat_timeout_seconds=WATCHED if verb == "train" else 100,
     )
     peers.verb = verb
     return peers
@@ -298,7 +300,7 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _exit(code: int) -> None:
+def exit_at_once(code: int) -> None:
     """Ends at once, without waiting for anybody."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -1,47 +1,102 @@
-"""Says where a process stands when nothing moves: a hang of one process among many names itself.
+"""Says where a process stands when nothing moves, and ends one that hangs: a hang of one process among many names itself.
 
-`watchdog.at(step, phase)` costs two assignments; a thread looks at them and prints one line once they are too old.
+`watchdog.at(step, phase)` costs an assignment; a thread looks at it, prints a line once it is too old, and in the end writes
+the stacks of all threads and ends the process. It asks none of the others, which may be the ones that hang. It counts its own
+looks, no clock: a process that was stopped with Ctrl-Z for a night goes on.
 """
 
+import faulthandler
+import os
 import sys
 import threading
-import time
+from dataclasses import dataclass, fields
 
 from tqdm import tqdm
+
+from fourreal.errors import LOST, UserError
+from fourreal.host.processes import exit_at_once
+
+LOOKS = 4  # in the shortest of the times
+
+
+@dataclass(frozen=True)
+class HangConfig:
+    """Minutes without progress after which a process writes its stacks and ends with exit code 3; 0: never."""
+
+    step: float = 30.0
+    """in a step or a batch, and in whatever has no limit of its own"""
+    compile: float = 120.0
+    """in compiling and in a validation, the first of which compiles, too"""
+    save: float = 60.0
+    """in a save"""
+    restore: float = 60.0
+    """in checking checkpoints and restoring one, or in reading the weights that a run starts from"""
+
+    def __post_init__(self):
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) < float("inf"):
+                raise UserError(f"hang.{field.name} is {getattr(self, field.name)}: give 0 or more")
+
+    def minutes(self, phase: str) -> float:
+        """The limit of a phase."""
+        return getattr(self, LIMITS.get(phase, "step"))
+
+
+LIMITS = {
+    "compiling": "compile",
+    "validation": "compile",
+    "saving": "save",
+    "looking at the run's folder": "restore",
+    "restoring": "restore",
+    "initializing": "restore",
+}
 
 
 class Watchdog:
     """Prints a line to stderr after `minutes` without progress, then at twice, four times ... that time; 0: never.
 
-    A context: it watches inside, from the first `at` on.
+    After the minutes of `hang` it writes the stacks of all threads there and ends the process with exit code 3. A context: it
+    watches inside.
     """
 
-    def __init__(self, minutes: float, name: str):
-        self._seconds, self._name = 60 * minutes, name
-        self._now = (0, "starting", time.monotonic())
+    def __init__(self, minutes: float, name: str, hang: HangConfig = HangConfig()):
+        self._seconds, self._name, self._hang = 60 * minutes, name, hang
+        self._now = (0, "starting")
         self._closed = threading.Event()
 
     def at(self, step: int, phase: str) -> None:
         """Progress: this phase of this step begins."""
-        self._now = (step, phase, time.monotonic())
+        self._now = (step, phase)
 
     def __enter__(self) -> "Watchdog":
-        if self._seconds:
-            threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
 
     def _watch(self) -> None:
-        seen, limit = self._now, self._seconds
-        while not self._closed.wait(max(0.01, min(seen[2] + limit - time.monotonic(), self._seconds / 4))):
+        seen, elapsed, limit = self._now, 0.0, self._seconds
+        times = [self._seconds, *(60 * getattr(self._hang, field.name) for field in fields(self._hang))]
+        pause = max(0.01, min(filter(None, times), default=3600) / LOOKS)
+        while not self._closed.wait(pause):
             if self._now is not seen:
-                seen, limit = self._now, self._seconds
+                seen, elapsed, limit = self._now, 0.0, self._seconds
                 continue
-            step, phase, began = seen
-            if (elapsed := time.monotonic() - began) >= limit:
-                line = f"{self._name}: no progress for {elapsed / 60:.3g} min; step {step}, {phase}"
+            elapsed += pause
+            step, phase = seen
+            line = f"{self._name}: no progress for {elapsed / 60:.3g} min; step {step}, {phase}"
+            if 0 < 60 * self._hang.minutes(phase) <= elapsed:
+                end(line)
+            if 0 < limit <= elapsed:
                 tqdm.write(line, file=sys.stderr)
                 sys.stderr.flush()
                 limit *= 2
+
+
+def end(line: str) -> None:
+    """Writes the stacks of all threads and the line to stderr, and ends the process."""
+    threading.Timer(10, os._exit, (LOST,)).start()  # where writing hangs, too
+    faulthandler.dump_traceback(sys.stderr)
+    print(f"fourreal train: error: {line}: start all again with --resume", file=sys.stderr)
+    exit_at_once(LOST)

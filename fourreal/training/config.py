@@ -16,6 +16,7 @@ from fourreal.codecs import Codec, PixelCodec
 from fourreal.data.batches import PipelineConfig
 from fourreal.diffusion.flow import LossConfig, SigmaConfig
 from fourreal.errors import MissingFile, UserError
+from fourreal.host.watchdog import HangConfig
 from fourreal.models.fusions import Base
 from fourreal.models.fusions.two_streams import TwoStreams
 from fourreal.models.grid_dit import GridDiTConfig
@@ -76,6 +77,8 @@ class TrainConfig:
     """steps to trace with JAX's profiler, from the tenth on, into the run's folder `profile`; 0: none"""
     watchdog_minutes: float = 10.0
     """minutes without progress after which every process says where it stands; 0: never"""
+    hang: HangConfig = HangConfig()
+    """minutes without progress after which every process ends, to be started again"""
 
     def __post_init__(self):
         if Path(self.name).name != self.name or not self.name:

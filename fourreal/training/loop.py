@@ -24,9 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS
-from fourreal.errors import LossNotFinite, TrainingStopped
+from fourreal.errors import Damaged, LossNotFinite, TrainingStopped
 from fourreal.host.folders import locked
 from fourreal.host.processes import ALONE, Peers
+from fourreal.host.retry import errno_of
 from fourreal.host.signals import StopSignal
 from fourreal.host.watchdog import Watchdog
 from fourreal.media.sheet import stack_sheets
@@ -48,25 +49,26 @@ def run(
     """Trains; `evaluators` judge the parameters before each validation.
 
     Raises UserError for a folder in use or a misfit, LossNotFinite when numbers stop being finite and KeyboardInterrupt
-    after Ctrl-C, both after saving, TrainingStopped for a write that fails, as on a full disk.
+    after Ctrl-C, both after saving, TrainingStopped for a read or write that fails, as on a full disk.
     """
     began = time.time()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal(peers))
         if not peers.first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index)))
+        watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index), config.hang))
         peers.of_first("lock", lambda: stack.enter_context(locked(folder)))
         stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
         prepared = prepare(config, folder, start, peers, watchdog, evaluators, began)
         try:
             train(prepared, stop)
-        except OSError as error:
+        except (OSError, Damaged) as error:
             done = prepared.checkpoints.done or 0
             raise TrainingStopped(
-                f"{error}; once that is mended, --resume goes on after {done} steps", error.errno
+                f"{error}; once that is mended, --resume goes on after {done} steps", errno_of(error)
             ) from error
-    peers.finish()
+        watchdog.at(prepared.done, "waiting for the other processes")
+        peers.finish()
     if stop.interrupted:
         raise KeyboardInterrupt
 

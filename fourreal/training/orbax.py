@@ -3,29 +3,30 @@
 The state holds step, trained parameters, average and optimizer. A frozen base never changes, so it is saved once, apart.
 
 A checkpoint counts once it is sealed: the last file in its folder lists the digests of all others. So whatever a kill, a full
-disk or a power cut leaves behind is noticed before it is read, and the checkpoint before takes its place.
+disk or a power cut leaves behind is noticed before it is read, and the checkpoint before takes its place. So it does where
+files cannot be read, which the next start tries again.
 
 Of several processes each writes what its devices hold; the first one judges, deletes, and seals once all have finished.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from orbax.checkpoint import v1 as ocp
 
-from fourreal.errors import UserError, WriteFailed
+from fourreal.errors import UserError, WriteFailed, one_line
 from fourreal.host.processes import ALONE, Peers
+from fourreal.host.retry import errno_of, file_hash, read_again
 from fourreal.training.state import State
 
 KEPT = 2  # newest checkpoints that stay
 SEAL = "files.json"
+UNREADABLE = ".unreadable"  # ending of a checkpoint that an earlier one has replaced until it can be read
 CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
 
 
@@ -33,7 +34,8 @@ CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
 class Checkpoints:
     """The checkpoints of one run folder; `done` is the number of the newest sealed one, the steps behind it.
 
-    Opening deletes what is broken and newer than that, with a line each. Raises UserError where none is whole any more.
+    Opening deletes what is broken and newer than that, and sets aside what cannot be read, with a line each. Raises UserError
+    where none is whole any more, OSError where none can be read.
     """
 
     folder: Path
@@ -89,7 +91,10 @@ class Checkpoints:
             self.done = step
 
     def restore(self, shapes: State) -> State:
-        """The newest state, laid out as `shapes` (a tree of `jax.ShapeDtypeStruct`, sharded or not)."""
+        """The newest state, laid out as `shapes` (a tree of `jax.ShapeDtypeStruct`, sharded or not).
+
+        Raises UserError for other shapes, OSError where files cannot be read.
+        """
         shapes = dict(shapes)
         frozen = shapes.pop("frozen")
         shapes.pop("codec")
@@ -99,15 +104,19 @@ class Checkpoints:
                 f"{self.folder / 'frozen'}, which all checkpoints need, is broken ({damage}): put a copy back, or start "
                 "again with --overwrite"
             )
-        try:
+
+        def load() -> State:
             state = self._manager.load(self.done, shapes)
-            state["frozen"] = ocp.load(self._folder / "frozen", frozen) if frozen else {}
+            return state | {"frozen": ocp.load(self._folder / "frozen", frozen) if frozen else {}}
+
+        try:
+            # of several processes one cannot load again alone: orbax has them wait for each other
+            return read_again(load, () if self.peers.count > 1 else None)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the checkpoint in {self.folder} does not fit this config ({' '.join(str(error).split())[:200]}): resume "
                 "with the config that the run was started with"
             ) from error
-        return state
 
     def close(self) -> None:
         """Waits for the save under way; raises WriteFailed if it fails."""
@@ -121,17 +130,30 @@ class Checkpoints:
 def drop_broken(folder: Path) -> int | None:
     """Number of the newest whole checkpoint in a folder, after deleting the broken newer ones; None where there is none.
 
-    A first one without a seal is one that a kill has cut off; where a seal shows that there was a whole one, UserError.
+    One that cannot be read is set aside until the next call. A first one without a seal is one that a kill has cut off; where
+    a seal shows that there was a whole one, UserError. Raises OSError where none can be read.
     """
+    for path in folder.glob(f"*{UNREADABLE}"):
+        saved_again = path.with_suffix("")
+        whole = (saved_again / SEAL).is_file()
+        shutil.rmtree(path if whole else saved_again, ignore_errors=True)
+        if not whole:
+            path.rename(saved_again)
     steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
-    broken = {}
+    broken, unreadable = {}, {}
     for step in steps:
-        damage = find_damage(folder / str(step))
+        try:
+            damage = find_damage(folder / str(step))
+        except OSError as error:
+            unreadable[step] = error
+            continue
         if not damage:
             break
         broken[step] = damage
     else:
         step = None
+        if unreadable:
+            raise next(iter(unreadable.values()))
         if any((folder / str(one) / SEAL).is_file() for one in broken):
             listed = "; ".join(f"{one}: {damage}" for one, damage in broken.items())
             raise UserError(
@@ -141,6 +163,10 @@ def drop_broken(folder: Path) -> int | None:
     for newer, damage in broken.items():
         print(f"the checkpoint of {newer} steps is broken ({damage}): {before}")
         shutil.rmtree(folder / str(newer))
+    for newer, error in unreadable.items():
+        kept = f"it stays as {newer}{UNREADABLE}, and the next start tries it again"
+        print(f"the checkpoint of {newer} steps cannot be read ({one_line(error)}): {before}; {kept}")
+        (folder / str(newer)).rename(folder / f"{newer}{UNREADABLE}")
     return step
 
 
@@ -154,10 +180,10 @@ def seal(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str:
-    """What is wrong with the files of a sealed folder; empty: nothing."""
+    """What is wrong with the files of a sealed folder; empty: nothing. Raises OSError where one cannot be read."""
     try:
-        sealed = json.loads((folder / SEAL).read_text())
-    except (OSError, ValueError):
+        sealed = json.loads(read_again((folder / SEAL).read_text))
+    except (FileNotFoundError, ValueError):
         return "it was not finished"
     found = _digests(folder)
     damage = [
@@ -171,14 +197,12 @@ def _digests(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith(SEAL):
-            with open(path, "rb") as file:
-                digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[str(path.relative_to(folder))] = file_hash(path)
     return digests
 
 
 def _failure(step: int, error: Exception) -> WriteFailed:
     """One line for what orbax and tensorstore say in many."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    errno = int(code[1]) if code else getattr(error, "errno", None)
+    errno = errno_of(error)
     reason = os.strerror(errno) if errno else " ".join(str(error).split())[:200]
     return WriteFailed(f"the checkpoint of {step} steps could not be saved: {reason}", errno)

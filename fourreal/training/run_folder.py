@@ -8,6 +8,7 @@ from pathlib import Path
 from fourreal.checkpoints.upgrade import stored
 from fourreal.checkpoints.weights import CONFIG, read_config
 from fourreal.errors import MissingFile, UserError
+from fourreal.host.retry import read_again
 from fourreal.serialize import differences, to_json
 from fourreal.training.config import TrainConfig, read_run
 from fourreal.training.log import LOG, read_metrics
@@ -22,6 +23,7 @@ FREE = (
     "log_every",
     "profile_steps",
     "watchdog_minutes",
+    "hang",
     "data.source",
     "data.threads",
     "data.prefetch",
@@ -65,9 +67,10 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
                 f"{folder} was trained with {name} {there}, not {here}: resume with the settings it was started with"
             )
         known = folder / DATA
-        if known.is_file() and known.read_text() != config.data.source.open("train").fingerprint:
+        source = config.data.source
+        if known.is_file() and known.read_text() != read_again(lambda: source.open("train")).fingerprint:
             raise UserError(
-                f"{folder} was trained on another data set than the one in {config.data.source.to_text()}: name that one with "
+                f"{folder} was trained on another data set than the one in {source.to_text()}: name that one with "
                 "--data.source, or start again with --overwrite"
             )
         if before["steps"] != config.steps and config.optim.final_lr != 1:

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from unreadable import break_file, mend_file
 
 from fourreal.checkpoints.specs import ModelSpec
 from fourreal.checkpoints.upgrade import upgraded_spec
@@ -18,6 +19,7 @@ from fourreal.checkpoints.weights import (
     save_weights,
     weights_hash,
 )
+from fourreal.host import retry
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import split_model
 from fourreal.serialize import from_json, to_json
@@ -31,6 +33,14 @@ def folder(tiny, tmp_path):
     spec = ModelSpec(tiny.config(hints=True), GRID, views=2, times=3, size=(4, 4))
     save_weights(tmp_path, tiny.params(spec.model, GRID), to_json(spec), dtype="float32")
     return tmp_path
+
+
+@pytest.mark.parametrize(("name", "read"), [("config.json", read_config), (WEIGHTS, weights_hash)])
+def test_file_that_cannot_be_read_for_a_moment_is_read_again(folder, monkeypatch, name, read):
+    expected = read(folder)
+    break_file(folder / name)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: mend_file(folder / name))
+    assert read(folder) == expected
 
 
 def load(tiny, folder):

@@ -289,6 +289,28 @@ def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_n
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_process_that_hangs_is_left_by_the_other_with_its_stacks_and_an_exit_code_for_a_new_start(
+    config, tmp_path, stopped
+):
+    run = Processes(config, tmp_path / "run", 2, 1, "--mesh.data", "2", "--steps", "1000000", "--hang.step", "0.2")
+    run.wait_until(lambda: steps_of(tmp_path / "run")[-1] >= 2)
+    run.processes[stopped].send_signal(signal.SIGSTOP)
+    other = 1 - stopped
+    try:
+        assert run.processes[other].wait(60) == LOST, run.said(other)
+        assert run.processes[stopped].poll() is None
+    finally:
+        run.end()
+    said = run.said(other)
+    assert "Current thread" in said and "training/loop.py" in said and "most recent call first" in said
+    who = rf"fourreal train: error: process {other} of 2 on {socket.gethostname()}"
+    assert re.fullmatch(
+        rf"{who}: no progress for 0\.\d+ min; step \d+, [a-z ]+: start all again with --resume", said.splitlines()[-1]
+    )
+
+
+@pytest.mark.slow
 def test_run_stopped_by_sigterm_to_one_process_goes_on_in_two_and_then_in_one(config, unbroken, tmp_path):
     folder = tmp_path / "run"
     run = Processes(config, folder, 4, 1, *MIXED)

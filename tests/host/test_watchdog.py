@@ -2,8 +2,12 @@
 
 import re
 import time
+from dataclasses import fields
 
-from fourreal.host.watchdog import Watchdog
+import pytest
+
+from fourreal.host import watchdog as module
+from fourreal.host.watchdog import HangConfig, Watchdog
 
 SECOND = 1 / 60  # in minutes
 
@@ -36,3 +40,32 @@ def test_watchdog_says_nothing_while_things_move_or_when_it_is_off(capsys):
                 watchdog.at(step, "step")
                 time.sleep(pause)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit"),
+    [
+        ("step", "step"),
+        ("waiting for data", "step"),
+        ("compiling", "compile"),
+        ("validation", "compile"),
+        ("saving", "save"),
+        ("restoring", "restore"),
+        ("looking at the run's folder", "restore"),
+    ],
+)
+def test_each_phase_ends_at_the_limit_of_its_kind_and_0_is_none(monkeypatch, phase, limit):
+    ended = []
+    monkeypatch.setattr(module, "end", ended.append)
+    for name in (field.name for field in fields(HangConfig)):
+        hang = HangConfig(**{field.name: 0.1 * SECOND * (field.name == name) for field in fields(HangConfig)})
+        with Watchdog(0, "process 0 of 1 on host", hang) as watchdog:
+            watchdog.at(3, phase)
+            deadline = time.monotonic() + (20 if name == limit else 0.4)
+            while not ended and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert bool(ended) == (name == limit)
+        assert all(
+            re.fullmatch(rf"process 0 of 1 on host: no progress for \S+ min; step 3, {phase}", line) for line in ended
+        )
+        ended.clear()

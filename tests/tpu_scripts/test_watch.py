@@ -69,10 +69,35 @@ def test_a_save_on_a_signal_is_no_end(cloud):
 
 def test_when_one_process_dies_and_the_others_hang_all_are_stopped_and_started_again(cloud):
     cloud.put("workers", "2")
-    cloud.events([":", kill_one(), *[":"] * 9, "printf finish >training"])
+    cloud.events([":", f"{kill_one()}; printf finish >training"])
     result = cloud.tpu("watch")
     assert result.returncode == 0 and "torn: on 1 machines, not on 1" in result.stdout
     assert len(cloud.calls("worker.sh stop")) == 1 and len(cloud.trained_with(starts=2)) == 2
+    assert "restart 1 of at most 20" in result.stdout and "restart 2" not in result.stdout
+
+
+def at_step(step: int) -> str:
+    """The event that the first machine's progress bar comes to a step."""
+    return f"printf '\r 1%%|#   | {step}/1000 [00:07<09:00, 1.00s/step]' >>homes/pod-0/fourreal/train.log"
+
+
+def test_a_run_whose_step_does_not_move_is_killed_and_started_again(cloud):
+    cloud.put("workers", "2")
+    cloud.settings |= {"POLL_SECONDS": "1", "STALL_SECONDS": "5"}
+    stop = "for pid in homes/*/fourreal/pid; do kill -STOP $(cat $pid); done"
+    cloud.events([":", at_step(7), *[":"] * 3, f"{stop}; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "restart 1 of at most 20" in result.stdout and "restart 2" not in result.stdout
+    assert len(cloud.calls("worker.sh stop")) == 1 and len(cloud.trained_with(starts=2)) == 2
+
+
+def test_a_run_whose_step_moves_goes_on(cloud):
+    cloud.settings["STALL_SECONDS"] = "120"
+    cloud.events([":", *(at_step(step // 2) for step in range(6)), end_all("finish")])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and cloud.calls("worker.sh stop") == []
+    assert result.stdout.count("running: on 1 machines") == 1
 
 
 @pytest.mark.parametrize(
@@ -210,7 +235,7 @@ def test_an_upload_that_fails_once_is_made_again(cloud):
 def test_a_fault_after_a_stop_is_the_first_of_its_kind(cloud):
     fault = """echo '[["describe pod", "ERROR: no route", 1]]' >failures.json"""
     cloud.put("workers", "2")
-    cloud.events([":", kill_one(), *[":"] * 9, fault, "echo '[]' >failures.json; printf finish >training"])
+    cloud.events([":", f"{kill_one()}; printf finish >training", *[":"] * 9, fault, "echo '[]' >failures.json"])
     result = cloud.tpu("watch")
     assert len(cloud.calls("worker.sh stop")) == 1 and result.returncode == 0, result
 

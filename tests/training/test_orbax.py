@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from unreadable import break_file, mend_file
 
+from fourreal.errors import LOST, exit_code
+from fourreal.host import retry
 from fourreal.parallel.layout import placed_shapes
 from fourreal.training.orbax import SEAL, Checkpoints, drop_broken
 
@@ -107,6 +110,63 @@ def test_steps_after_a_fallback_are_saved_anew(folder, capfd):
     assert said.out.count("\n") == 1 and not said.err
     checkpoints = Checkpoints(folder)
     assert_restores(checkpoints, 6)
+    checkpoints.close()
+
+
+def test_newest_checkpoint_that_cannot_be_read_is_set_aside_and_tried_at_the_next_start(folder, monkeypatch, capsys):
+    monkeypatch.setattr(retry, "PAUSES", ())
+    path = "state/manifest.ocdbt"
+    break_file(folder / "checkpoints" / "6" / path)
+    for _ in range(2):
+        assert drop_broken(folder / "checkpoints") == 4
+        assert sorted(os.listdir(folder / "checkpoints")) == ["4", "6.unreadable"]
+        line = "the checkpoint of 6 steps cannot be read ([Errno 5] Input/output error): going back to the one of 4 steps; "
+        line += "it stays as 6.unreadable, and the next start tries it again\n"
+        assert capsys.readouterr().out == line
+    mend_file(folder / "checkpoints" / "6.unreadable" / path)
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.done == 6
+    assert_restores(checkpoints, 6)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_checkpoint_that_was_set_aside_goes_once_its_steps_are_saved_again(folder, sealed):
+    aside = folder / "checkpoints" / "6.unreadable"
+    shutil.copytree(folder / "checkpoints" / "6", aside)
+    if not sealed:
+        (folder / "checkpoints" / "6" / SEAL).unlink()
+    assert drop_broken(folder / "checkpoints") == 6
+    assert sorted(os.listdir(folder / "checkpoints")) == ["4", "6"]
+
+
+def test_checkpoints_of_which_none_can_be_read_stay_as_they_are(folder, monkeypatch):
+    monkeypatch.setattr(retry, "PAUSES", ())
+    for step in ("4", "6"):
+        break_file(folder / "checkpoints" / step / SEAL)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        Checkpoints(folder)
+    assert exit_code(raised.value) == LOST
+    assert sorted(os.listdir(folder / "checkpoints")) == ["4", "6"]
+
+
+def test_checkpoint_that_cannot_be_read_for_a_moment_is_read_again(folder, monkeypatch):
+    for broken in (folder / "checkpoints" / "6" / "state" / "_METADATA", next((folder / "frozen").rglob("_METADATA"))):
+        monkeypatch.setattr(retry.time, "sleep", lambda _, broken=broken: mend_file(broken))
+        checkpoints = Checkpoints(folder)  # which checks that it is whole
+        break_file(broken)
+        assert checkpoints.done == 6
+        assert_restores(checkpoints, 6)
+        checkpoints.close()
+
+
+def test_checkpoint_that_cannot_be_read_any_more_is_no_misfit(folder, monkeypatch):
+    monkeypatch.setattr(retry, "PAUSES", ())
+    checkpoints = Checkpoints(folder)
+    break_file(folder / "checkpoints" / "6" / "state" / "_METADATA")
+    with pytest.raises(OSError) as raised:
+        checkpoints.restore(placed_shapes(state(6), {}))
+    assert exit_code(raised.value) == LOST
     checkpoints.close()
 
 

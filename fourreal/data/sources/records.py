@@ -61,7 +61,9 @@ class RecordScenes:
             raise UserError(f"{self.folder} has no split '{split}': it has {', '.join(sorted(builder.info.splits))}")
         with damage(self.folder):
             self.fingerprint = data_set_hash(self.folder)
-            self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._open = partial(builder.as_data_source, split, deserialize_method=raw)
+            self._records = self._open()
             self._first_features, self._later_features = (
                 tfds.features.FeaturesDict({name: builder.info.features[name] for name in names})
                 for names in (features["names"] - set(LATER), features["names"] & set(LATER))
@@ -125,7 +127,11 @@ class RecordScenes:
     def _record(self, i: int, place: int, later: bool = False) -> dict[str, Any]:
         with self._damage(i):
             features = self._later_features if later else self._first_features
-            return features.deserialize_example_np(self._records[place])
+            try:
+                return features.deserialize_example_np(self._records[place])
+            except RuntimeError:  # of ArrayRecord, whose reader then fails at this record for ever
+                self._records = self._open()
+                raise
 
     def _damage(self, i: int) -> Any:
         return damage(f"{self.folder}, grid {i} of {self.split},")

@@ -1,0 +1,170 @@
+"""A run whose files cannot be read, for a moment or for good, through the command line."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from unreadable import break_file, mend_file, open_files_broken
+
+pytest.importorskip("tensorflow_datasets")
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from fourreal.cli import main
+from fourreal.data.write import Split, write_scenes
+from fourreal.errors import LOST
+from fourreal.host import retry
+from fourreal.scene import Scene
+
+VIEWS, TIMES, SIZE = 2, 3, 64  # a record is larger than the reader's buffer
+CONFIG = f"""
+from fourreal.training.config import TrainConfig
+from fourreal.data.batches import PipelineConfig
+from fourreal.models import VideoDiTConfig
+
+CONFIG = TrainConfig(
+    name="faults",
+    model=VideoDiTConfig(width=12, depth=1, heads=2, mlp_width=16, patch=(1, 16, 16), frequency_width=8),
+    data=PipelineConfig(source="SOURCE", views={VIEWS}, times={TIMES}, batch_size=2, prefetch=2),
+    steps=6,
+    eval_every=0,
+    eval_grids=1,
+    save_every=2,
+    log_every=1,
+)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    """One compilation cache for all runs, as in `test_loop`."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_disable_most_optimizations", True)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A config file beside its data set."""
+    folder = tmp_path_factory.mktemp("faults")
+
+    def scene(index: int) -> Scene:
+        return Scene(np.random.default_rng(index).integers(0, 256, (VIEWS, TIMES, SIZE, SIZE, 3), np.uint8), index)
+
+    write_scenes(folder / "grids", {"train": Split(scene, 7), "validation": Split(scene, 1)})
+    (folder / "config.py").write_text(CONFIG.replace("SOURCE", str(folder / "grids")))
+    return folder / "config.py"
+
+
+@pytest.fixture(scope="module")
+def unbroken(config) -> Path:
+    """The folder of a run that read everything."""
+    folder = config.parent / "unbroken"
+    assert train(config, folder) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Reading again costs no time."""
+    monkeypatch.setattr(retry, "PAUSES", (0.01, 0.02))
+
+
+def train(config: Path, folder: Path, *options: str) -> int:
+    """The exit code."""
+    try:
+        main([str(config), "--out", str(folder), *options], verb="train")
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def fail_reads(monkeypatch, last: float, fail) -> None:
+    """Lets `fail(read)` take the place of reads of training records, from the ninth, in the midst of training, to the last."""
+    read, count = ArrayRecordDataSource.__getitem__, 0
+
+    def getitem(self, key):
+        nonlocal count
+        training = "-train." in str(self._read_instructions[0].filename)
+        count += training
+        return fail(lambda: read(self, key)) if training and 9 <= count <= last else read(self, key)
+
+    monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", getitem)
+
+
+def broken(config: Path):
+    """For `fail_reads`: the system refuses the read."""
+
+    def fail(read):
+        with open_files_broken(config.parent / "grids"):
+            return read()
+
+    return fail
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    for name in ("metrics.jsonl", "weights/model.safetensors"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_record_that_cannot_be_read_for_a_moment_leaves_no_trace_in_the_run(
+    config, unbroken, tmp_path, monkeypatch, capfd
+):
+    fail_reads(monkeypatch, 9, broken(config))
+    assert train(config, tmp_path / "run") == 0
+    assert capfd.readouterr().err.count("Input/output error") == 1
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_records_that_cannot_be_read_any_more_stop_a_run_for_a_new_start_to_mend(
+    config, unbroken, tmp_path, monkeypatch, capfd
+):
+    with monkeypatch.context() as patch:
+        fail_reads(patch, np.inf, broken(config))
+        assert train(config, tmp_path / "run") == LOST
+    *lines, last = [line for line in capfd.readouterr().err.splitlines() if "Input/output error" in line]
+    assert len(lines) == 2 and "reading again in 0.02 s" in lines[1]
+    assert last.startswith("fourreal train: error: ") and "--resume goes on after " in last
+    assert train(config, tmp_path / "run", "--resume") == 0
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_shard_that_goes_while_a_run_trains_is_for_a_new_start_to_mend(config, tmp_path, monkeypatch, capfd):
+    def gone(_):
+        raise RuntimeError("open() failed: No such file or directory; opening x")
+
+    fail_reads(monkeypatch, np.inf, gone)
+    assert train(config, tmp_path / "run") == LOST
+    assert "No such file" in capfd.readouterr().err
+
+
+def test_data_set_that_is_there_and_cannot_be_opened_is_no_mistake_of_the_user(config, tmp_path, capfd):
+    features = config.parent / "grids" / "features.json"
+    break_file(features)
+    try:
+        assert train(config, tmp_path / "run") == LOST
+    finally:
+        mend_file(features)
+    assert capfd.readouterr().err.splitlines()[-1].startswith("fourreal train: error: [Errno 5] Input/output error")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_whose_newest_checkpoint_cannot_be_read_goes_on_from_the_one_before_and_keeps_it(
+    config, unbroken, tmp_path, capfd
+):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    break_file(folder / "checkpoints" / "6" / "state" / "manifest.ocdbt")
+    assert train(config, folder, "--resume") == 0
+    said = capfd.readouterr().out
+    assert "the checkpoint of 6 steps cannot be read (" in said and "going back to the one of 4 steps; it stays" in said
+    assert "resumed after 4 steps" in said
+    assert (folder / "checkpoints" / "6.unreadable" / "state" / "manifest.ocdbt.whole").is_file()
+    assert_same_run(folder, unbroken)
