@@ -19,6 +19,8 @@ from fourreal.errors import LOST
 from fourreal.host import retry
 from fourreal.scene import Scene
 
+pytestmark = pytest.mark.slow  # runs that compile
+
 VIEWS, TIMES, SIZE = 2, 3, 64  # a record is larger than the reader's buffer
 CONFIG = f"""
 from fourreal.training.config import TrainConfig
@@ -99,16 +101,6 @@ def fail_reads(monkeypatch, last: float, fail) -> None:
     monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", getitem)
 
 
-def broken(config: Path):
-    """For `fail_reads`: the system refuses the read."""
-
-    def fail(read):
-        with open_files_broken(config.parent / "grids"):
-            return read()
-
-    return fail
-
-
 def assert_same_run(folder: Path, expected: Path) -> None:
     for name in ("metrics.jsonl", "weights/model.safetensors"):
         assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
@@ -117,32 +109,39 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 def test_record_that_cannot_be_read_for_a_moment_leaves_no_trace_in_the_run(
     config, unbroken, tmp_path, monkeypatch, capfd
 ):
-    fail_reads(monkeypatch, 9, broken(config))
+    def fail(read):
+        with open_files_broken(config.parent / "grids"):
+            return read()
+
+    fail_reads(monkeypatch, 9, fail)
     assert train(config, tmp_path / "run") == 0
     assert capfd.readouterr().err.count("Input/output error") == 1
     assert_same_run(tmp_path / "run", unbroken)
 
 
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ("pread() failed: Input/output error; reading x", True),
+        ("open() failed: No such file or directory; opening x", False),
+    ],
+    ids=["fault", "gone"],
+)
 def test_records_that_cannot_be_read_any_more_stop_a_run_for_a_new_start_to_mend(
-    config, unbroken, tmp_path, monkeypatch, capfd
+    config, unbroken, tmp_path, monkeypatch, capfd, said, again
 ):
+    def fail(_):
+        raise RuntimeError(said)
+
     with monkeypatch.context() as patch:
-        fail_reads(patch, np.inf, broken(config))
+        fail_reads(patch, np.inf, fail)
         assert train(config, tmp_path / "run") == LOST
-    *lines, last = [line for line in capfd.readouterr().err.splitlines() if "Input/output error" in line]
-    assert len(lines) == 2 and "reading again in 0.02 s" in lines[1]
-    assert last.startswith("fourreal train: error: ") and "--resume goes on after " in last
+    error = capfd.readouterr().err
+    assert ("reading again in 0.02 s" in error) == again
+    (line,) = [line for line in error.splitlines() if line.startswith("fourreal train: error: ")]
+    assert said in line and "--resume goes on after " in line
     assert train(config, tmp_path / "run", "--resume") == 0
     assert_same_run(tmp_path / "run", unbroken)
-
-
-def test_shard_that_goes_while_a_run_trains_is_for_a_new_start_to_mend(config, tmp_path, monkeypatch, capfd):
-    def gone(_):
-        raise RuntimeError("open() failed: No such file or directory; opening x")
-
-    fail_reads(monkeypatch, np.inf, gone)
-    assert train(config, tmp_path / "run") == LOST
-    assert "No such file" in capfd.readouterr().err
 
 
 def test_data_set_that_is_there_and_cannot_be_opened_is_no_mistake_of_the_user(config, tmp_path, capfd):
