@@ -4,14 +4,24 @@
 jitted call), `grid` (random input). Forwards and parameters are kept over the whole test run, since compiling is what costs.
 """
 
+import atexit
 import functools
 import importlib.metadata
 import os
+import shutil
+import tempfile
 from types import SimpleNamespace
 
-# Compiling is most of the suite's time, and XLA's older emitters of CPU code take half of it. Later releases lack them.
+# Compiling is most of the suite's time. XLA's older emitters of CPU code take half of it, code in one piece, rather than in 32
+# for as many threads, four fifths. Other releases may lack either.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+# One compilation cache of this run for all its workers, which inherit the name of the folder.
+if "FOURREAL_TESTS_COMPILED" not in os.environ:
+    os.environ["FOURREAL_TESTS_COMPILED"] = tempfile.mkdtemp(prefix="fourreal-compiled-")
+    atexit.register(shutil.rmtree, os.environ["FOURREAL_TESTS_COMPILED"], ignore_errors=True)
 
 import jax
 import numpy as np
@@ -26,16 +36,10 @@ from fourreal.models.build import fresh_params, split_model
 pass_over_libtpu()
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_num_cpu_devices", 8)  # for tests/parallel
+jax.config.update("jax_compilation_cache_dir", os.environ["FOURREAL_TESTS_COMPILED"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-TINY_MODELS = (
-    "models",
-    "diffusion",
-    "training",
-    "evaluation",
-    "parallel",
-    "fusions",
-    "conditions",
-)  # folders of tests that compile much and compute little
+OPTIMIZED = ("planning",)  # folders of tests about compiled programs
 SYNC_PARTS = ("sync", "sigma_projection")
 
 
@@ -113,7 +117,7 @@ def one_device():
         yield
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly(request):
-    """Half the compile time for slower programs, where programs are tiny; the others keep the compiler's defaults."""
-    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in TINY_MODELS)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before fixtures of any scope: half the compile time for slower programs, since those of tests are tiny."""
+    jax.config.update("jax_disable_most_optimizations", item.path.parent.name not in OPTIMIZED)

@@ -897,13 +897,11 @@ def _pytest(tree: Path, nodes: list[str]) -> None:
             os.dup2(output.fileno(), stream)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
-    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    compiled = str(tree / "compiled")
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "FOURREAL_TESTS_COMPILED": compiled}
     sys.dont_write_bytecode = True
-    import jax
     import pytest
 
-    jax.config.update("jax_compilation_cache_dir", str(tree / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     sys.exit(pytest.main(["-q", "--durations=0", "-p", "no:cacheprovider", "-p", "no:xdist", *nodes]))
 
 

@@ -69,12 +69,6 @@ def test_todays_nano_configs_start_from_the_bundled_nano_which_saw_its_hints_in_
         np.testing.assert_array_equal(value, stored[path], err_msg=path)
 
 
-@pytest.fixture
-def quickly(compile_quickly):
-    """Tiny programs: half the compile time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def load(folder: str) -> tuple[nnx.Module, ModelSpec]:
     """The model of a folder of the fixture, with its weights, and what is stored of it."""
     spec = describe_checkpoint(FIXTURE / folder)
@@ -90,7 +84,6 @@ def test_settings_of_the_base_become_conditions_and_a_base_alone_a_fusion():
         assert spec.grid.fusion == fusion and spec.size == (4, 4)
 
 
-@pytest.mark.usefixtures("quickly")
 def test_grid_model_computes_what_it_computed():
     model, _ = load("run")
     cameras = CameraValue(TINY["K"][None], TINY["c2w"][None])
@@ -98,7 +91,6 @@ def test_grid_model_computes_what_it_computed():
     np.testing.assert_allclose(out, TINY["grid"], atol=TOLERANCE)
 
 
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(("context", "clip"), [("dynamic", np.s_[:, 1]), ("freeze_time", np.s_[:, :, 1])])
 def test_base_computes_what_it_computed_on_clips_with_the_same_hints(context, clip):
     """Its default hints have changed: a clip now has those that it would have as a grid."""
@@ -114,7 +106,6 @@ def test_base_computes_what_it_computed_on_clips_with_the_same_hints(context, cl
     np.testing.assert_allclose(out, TINY[context], atol=TOLERANCE)
 
 
-@pytest.mark.usefixtures("quickly")
 def test_pipeline_of_the_run_samples_the_same_grid_within_one_level():
     pipe = fourreal.load_pipeline(FIXTURE / "run")
     found = pipe(TINY["pixels"], TINY["given"][0], cameras=CAMERAS, steps=3, seed=5)

@@ -46,12 +46,6 @@ def commands() -> list[str]:
     return [line for line in dict.fromkeys(lines) if not line.startswith("VERB")]
 
 
-@pytest.fixture(autouse=True)
-def compile_in_half_the_time(compile_quickly):
-    """Programs are tiny here, too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture
 def additions(tmp_path, monkeypatch):
     """The page's own module, as a file that can be imported."""

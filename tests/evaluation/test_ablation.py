@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from jax.experimental.compilation_cache import compilation_cache
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS
 from fourreal.checkpoints.weights import read_weights
@@ -98,23 +97,6 @@ CONFIG = AblationConfig(
 NAME = CONFIG.train.name
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Programs are compiled quickly and once."""
-    folder = tmp_path_factory.mktemp("compiled")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(autouse=True)
-def quickly(compile_quickly):
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 class StopAfter:
     """A stop that is asked for when `steps` steps are done, as the loop sees it; none: never."""
 
@@ -127,10 +109,9 @@ class StopAfter:
 
 
 @pytest.fixture(scope="module")
-def unbroken(compiled_once, tmp_path_factory) -> Path:
+def unbroken(tmp_path_factory) -> Path:
     """The folder of an ablation that nobody stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
-    jax.config.update("jax_disable_most_optimizations", True)
     Ablate(CONFIG, folder / "runs", folder / "docs").run()
     return folder
 

@@ -77,7 +77,6 @@ def relay(tiny):
     Hard sync of weights (w_v, w_t) = (1, 0) with fresh maps, so x_v = x_t = y_v in every layer; the head of the time stream;
     nothing copied from the input, which is the scene's own.
     """
-    jax.config.update("jax_disable_most_optimizations", True)  # as in each test, which this comes before
     base, grids = tiny.config(), scenes(3)
     params = jax.tree.map(np.copy, tiny.params(base, HARD, fresh_sync=True))
     gate = params["base"]["head"]["copy_gate"]

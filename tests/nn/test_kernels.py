@@ -238,8 +238,9 @@ def test_an_unknown_kernel_is_refused_by_name():
 def test_a_model_runs_all_its_attention_on_the_kernel_it_was_built_with(tiny, fusion, runs):
     """Self-attention of two streams, or the three parts of the fused, and cross-attention; counted in the body of a scan."""
     base, grid = tiny.config(text_width=10), GridDiTConfig(fusion=fusion)
-    forward = make_forward(split_model(base, grid, SPLASH)[0])
+    graph, params = split_model(base, grid, SPLASH)
+    forward = make_forward(graph)
     x, sigma, text = jnp.zeros((1, 2, 3, 4, 4, 3)), jnp.zeros(1), jnp.zeros((1, 5, 10))
-    program = str(jax.make_jaxpr(lambda p: forward(p, x, sigma, conditions={"text": text}))(tiny.params(base, grid)))
+    program = str(jax.make_jaxpr(lambda p: forward(p, x, sigma, conditions={"text": text}))(params))
     streams = 2 if fusion == "soft" else 1
     assert program.count("name=splash_mha_fwd") == runs + streams

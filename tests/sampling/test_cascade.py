@@ -36,12 +36,6 @@ def params(spec: ModelSpec) -> dict:
     return jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh)
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """These programs are tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
 def weights():
     return params(LOW), params(HIGH)

@@ -1,6 +1,6 @@
 """The training loop on tiny grids in memory: what a run leaves, and that a stopped run goes on as if it never stopped.
 
-The runs share compiled programs through JAX's compilation cache, since compiling is nearly all of their time.
+The runs share compiled programs through JAX's compilation cache, see conftest.py: compiling is nearly all of their time.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from scenes_in_memory import Noise, Pooling
 
@@ -75,22 +74,6 @@ CLIPS = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_cache(tmp_path_factory):
-    """One compilation cache for all runs."""
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        jax.config.update("jax_disable_most_optimizations", True)
-        compilation_cache.reset_cache()
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
 def from_base(tmp_path_factory) -> Start:
     """A start from the weights of a base."""
@@ -101,7 +84,7 @@ def from_base(tmp_path_factory) -> Start:
 
 
 @pytest.fixture(scope="module")
-def unbroken(one_cache, from_base, tmp_path_factory) -> Path:
+def unbroken(from_base, tmp_path_factory) -> Path:
     """The folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
     run(GRID, folder, from_base)
@@ -109,7 +92,7 @@ def unbroken(one_cache, from_base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clips(one_cache, tmp_path_factory) -> Path:
+def clips(tmp_path_factory) -> Path:
     """The folder of a base trained on clips."""
     folder = tmp_path_factory.mktemp("runs") / "clips"
     run(CLIPS, folder)
@@ -273,9 +256,15 @@ run(from_json(TrainConfig, json.loads(sys.argv[1])), Path(sys.argv[2]), Start(in
 def test_run_killed_without_warning_resumes_as_if_never_killed(unbroken, from_base, tmp_path):
     """After step 5 with a checkpoint of 4 or, if that was still being written, of 2: later lines are written anew."""
     folder, tests = tmp_path / "run", Path(__file__).parents[1]
+    settings = {  # as in this process
+        "PYTHONPATH": f"{tests.parent}:{tests}",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": os.environ["FOURREAL_TESTS_COMPILED"],
+    }
     done = subprocess.run(
         [sys.executable, "-c", KILLED, json.dumps(to_json(GRID)), str(folder), from_base.init_from],
-        env=os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        env=os.environ | settings,
         capture_output=True,
         text=True,
         timeout=120,

@@ -48,7 +48,12 @@ def test_muon_moves_the_layers_matrices_by_an_orthogonal_step_and_adamw_the_rest
     steps = {}
     for kind in ("muon", "adamw"):
         optimizer = make_optimizer(dataclasses.replace(settings, kind=kind), steps=10)
-        steps[kind] = traverse_util.flatten_dict(optimizer.update(gradients, optimizer.init(params), params)[0])
+
+        @jax.jit
+        def update(gradients, params, optimizer=optimizer):
+            return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+        steps[kind] = traverse_util.flatten_dict(update(gradients, params))
     matrices = [
         path
         for path, x in steps["muon"].items()

@@ -84,14 +84,20 @@ def test_loss_of_a_step_is_that_of_its_own_noise_at_its_own_place(config, state,
     _, metrics = jitted_step(config)(start, batch)
     forward = make_forward(split_model(config.model, config.grid)[0])  # with hints of its own
     root = jax.random.key(config.seed)
-    x, x0, eps, sigma = [], [], [], []
-    for place in range(BATCH):
+
+    @jax.jit
+    def draw(place):
         keys = [
             jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(root, purpose), 3), place) for purpose in (0, 1)
         ]
+        return flow.sample_sigma(keys[0], config.sigma), jax.random.normal(keys[1], batch["frames"].shape[1:])
+
+    x, x0, eps, sigma = [], [], [], []
+    for place in range(BATCH):
+        level, noise = draw(place)
         x0.append(batch["frames"][place] / 127.5 - 1)
-        eps.append(jax.random.normal(keys[1], x0[-1].shape))
-        sigma.append(np.where(batch["given"][place], 0, flow.sample_sigma(keys[0], config.sigma)))
+        eps.append(noise)
+        sigma.append(np.where(batch["given"][place], 0, level))
         x.append(x0[-1] + sigma[-1][..., None, None, None] * (eps[-1] - x0[-1]))
     x, x0, eps, sigma = (np.stack(part).astype(np.float32) for part in (x, x0, eps, sigma))
     out = jax.jit(forward)(start["params"], x, sigma, batch["given"])
