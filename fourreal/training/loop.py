@@ -143,10 +143,10 @@ def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], cost: tupl
     progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
     if number % config.log_every:
         return
-    run.pace.log(number)
     if run.writer:
         lr = float(learning_rate(config.optim, config.steps)((number - 1) // config.optim.accumulate))
         run.writer.write(number, {f"train/{name}": value for name, value in {**values, "lr": lr}.items()})
+    run.pace.log(number)
 
 
 def evaluate(run: Run, progress: tqdm) -> None:
