@@ -1,6 +1,8 @@
 """The training step as a compiled program: on the ambient mesh, its state donated, with its cost in one line."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,22 @@ from fourreal.training.config import TrainConfig
 from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
 from fourreal.training.state import State
 from fourreal.training.step import fusion_of, input_axes, step_inputs
+
+
+@contextlib.contextmanager
+def kept_programs(folder: Path) -> Iterator[None]:
+    """Inside, JAX keeps what it compiles for accelerators in a folder, so that a resumed run need not compile again.
+
+    Programs for a CPU are those of one machine and stay out. A folder that the user has set (JAX_COMPILATION_CACHE_DIR) stays.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or jax.default_backend() == "cpu":
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 class CompiledSteps:

@@ -32,11 +32,12 @@ from fourreal.host.signals import StopSignal
 from fourreal.host.watchdog import Watchdog
 from fourreal.media.sheet import stack_sheets
 from fourreal.parallel.mesh import make_mesh
+from fourreal.training.compiled import kept_programs
 from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import learning_rate
 from fourreal.training.prepare import Evaluator, Run, prepare
 from fourreal.training.profile import Profile
-from fourreal.training.run_folder import Start
+from fourreal.training.run_folder import COMPILED, Start
 
 
 def run(
@@ -59,6 +60,7 @@ def run(
         watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index), config.hang))
         peers.of_first("lock", lambda: stack.enter_context(locked(folder)))
         stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
+        stack.enter_context(kept_programs(folder / COMPILED))
         prepared = prepare(config, folder, start, peers, watchdog, evaluators, began)
         try:
             train(prepared, stop)

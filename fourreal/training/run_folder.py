@@ -34,6 +34,7 @@ FREE = (
     "attention",
 )
 INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
+COMPILED = "compiled"  # what JAX compiled, which may be there before the run is
 DATA = "data.sha256"  # and the one that tells its data set from others
 
 
@@ -53,7 +54,7 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
     """Raises for a run's folder that exists, or does not, or is of another run, against what the user said."""
     if start.resume and start.overwrite:
         raise UserError("--resume and --overwrite contradict each other: give one")
-    used = folder.is_dir() and any(folder.iterdir())
+    used = folder.is_dir() and any(entry.name != COMPILED for entry in folder.iterdir())
     if start.resume:
         if not (folder / CONFIG).is_file():
             raise MissingFile(f"there is no run in {folder} to resume: leave --resume out")
@@ -105,7 +106,7 @@ def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: s
     """Fills the run's folder with its config.json and where it starts from; under `overwrite`, empties it first."""
     if overwrite:
         for entry in folder.iterdir():  # not the folder itself: it may be a link to another disk
-            if entry.name != CONFIG:  # so that it stays a run's folder if this process is killed now
+            if entry.name not in (CONFIG, COMPILED):  # CONFIG: it stays a run's folder if this process is killed now
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if init_from:
         (folder / INIT_FROM).write_text(init_from)
