@@ -74,6 +74,12 @@ def share_of_examples(examples: int, lead: int, sizes: Mapping[str, int]) -> int
     return examples // math.prod(sizes[axis] for axis in example_axes(examples, lead, sizes))
 
 
+def repeats(examples: int, lead: int, sizes: Mapping[str, int]) -> int:
+    """How many devices compute each example: more than one where the axes that cut a batch do not divide it."""
+    devices = math.prod(sizes[axis] for axis in EXAMPLE_AXES[lead])
+    return devices * share_of_examples(examples, lead, sizes) // examples
+
+
 def microbatch(share: int, most: int | None) -> int:
     """How many of a device's share of examples are computed at once: the largest equal parts of at most so many."""
     return max(size for size in range(1, min(most or share, share) + 1) if share % size == 0)

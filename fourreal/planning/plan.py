@@ -18,7 +18,7 @@ import tyro
 
 from fourreal.errors import UserError
 from fourreal.parallel.chips import GIB, Topology, parse_topology
-from fourreal.parallel.mesh import EXAMPLE_AXES, describe, microbatch, share_of_examples
+from fourreal.parallel.mesh import describe, microbatch, repeats, share_of_examples
 from fourreal.planning import aot, roofline
 from fourreal.planning.collectives import KINDS, Collective
 from fourreal.training.config import TrainConfig, read_with_config
@@ -224,10 +224,12 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
 
 def repeated(config: TrainConfig, step: Step) -> list[str]:
     """A warning where a batch is smaller than the mesh axes that split it: devices then compute the same examples."""
-    lead, (count, *_) = fusion_of(config).lead, aot.largest_cut(config.data)
-    cut = math.prod(step.mesh[axis] for axis in EXAMPLE_AXES[lead])
-    times = cut * share_of_examples(count, lead, step.mesh) // count
-    return [f"{times} devices compute the same examples each, which compute leaves out"] if times > 1 else []
+    times = repeats(aot.largest_cut(config.data)[0], fusion_of(config).lead, step.mesh)
+    return (
+        [f"{times} devices compute the same examples each, which compute leaves out; train wants --repeat-examples"]
+        if times > 1
+        else []
+    )
 
 
 def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:

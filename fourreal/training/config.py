@@ -77,6 +77,8 @@ class TrainConfig:
     """steps to trace with JAX's profiler, from the tenth on, into the run's folder `profile`; 0: none"""
     watchdog_minutes: float = 10.0
     """minutes without progress after which every process says where it stands; 0: never"""
+    repeat_examples: bool = False
+    """train also where the mesh does not divide the batch, so that several devices compute the same examples"""
     hang: HangConfig = HangConfig()
     """minutes without progress after which every process ends, to be started again"""
 

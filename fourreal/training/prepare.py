@@ -6,6 +6,7 @@ The state comes from, in this order: the run's own newest whole checkpoint (`res
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from fourreal.models.build import Params, model_table, split_model
 from fourreal.models.fusions import Fused
 from fourreal.nn.kernels import XLA, resolve_kernel
 from fourreal.parallel import layout
-from fourreal.parallel.mesh import describe
+from fourreal.parallel.mesh import EXAMPLE_AXES, describe, repeats
 from fourreal.serialize import to_json
 from fourreal.training.compiled import CompiledSteps, describe_cost
 from fourreal.training.config import TrainConfig
@@ -132,6 +133,7 @@ def prepare(
             f"trains is '{config.trains}' with grid.fusion {config.grid.fusion}, which has no sync layers, so nothing trains: "
             "give soft or hard, or --grid.matched"
         )
+    check_batch(config)
     part = layout.share_of_batch(fusion_of(config).lead, config.data.batch_size)
     data = Batches(config.data, config.model.conditions, config.codec)
     batches = data.train(start_step=done, process=part[0], process_count=part[1])
@@ -173,6 +175,19 @@ def prepare(
     return Run(
         config, folder, spec, state, done, batches, batch, steps, evaluators, checkpoints, writer, pace, peers, watchdog
     )
+
+
+def check_batch(config: TrainConfig) -> None:
+    """Raises UserError where the ambient mesh does not divide the batch, unless the config allows that."""
+    sizes, lead = jax.sharding.get_mesh().shape, fusion_of(config).lead
+    times = repeats(config.data.batch_size, lead, sizes)
+    if times > 1 and not config.repeat_examples:
+        axes = {axis: sizes[axis] for axis in EXAMPLE_AXES[lead]}
+        raise UserError(
+            f"data.batch_size is {config.data.batch_size}, which {describe(axes)} of the mesh do not divide, so each example "
+            f"would be computed {times} times: give a multiple of {math.prod(axes.values())}, a smaller mesh axis, or "
+            "--repeat-examples"
+        )
 
 
 def spec_of(config: TrainConfig, frames: np.ndarray) -> ModelSpec:

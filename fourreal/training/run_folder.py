@@ -24,6 +24,7 @@ FREE = (
     "profile_steps",
     "watchdog_minutes",
     "hang",
+    "repeat_examples",
     "data.source",
     "data.threads",
     "data.prefetch",
