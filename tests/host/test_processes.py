@@ -39,7 +39,7 @@ def ended(monkeypatch) -> list:
     """The exit codes of processes that their peers ended."""
     codes = []
     monkeypatch.setattr(distributed, "GRACE", 0.2)
-    monkeypatch.setattr(distributed, "_exit", codes.append)
+    monkeypatch.setattr(distributed, "exit_at_once", codes.append)
     monkeypatch.setattr(distributed.atexit, "register", lambda *_: None)
     return codes
 
