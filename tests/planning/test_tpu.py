@@ -57,8 +57,8 @@ ONE_SLICE = {
     ("all-gather", "others"): 2 * KERNELS * DEPTH + 9,
     # gradients of a layer's kernels together; outside layers those of either precision
     ("reduce-scatter", "others"): DEPTH + 2,
-    # the sums of each between the halves of data, and those of vectors, of either precision; four of scalars
-    ("all-reduce", "others"): (1 + 2) * DEPTH + (2 + 2) + 4,
+    # the sums of each between the halves of data, and those of vectors, of either precision; five of scalars
+    ("all-reduce", "others"): (1 + 2) * DEPTH + (2 + 2) + 5,
 }
 # Where data is two slices, these halves' sums are what slices exchange; a sum over all devices of vectors is then one within a
 # slice, an exchange, and sometimes a gather. How XLA joins them is its choice: numbers as it compiled them.

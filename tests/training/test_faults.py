@@ -30,7 +30,7 @@ from fourreal.models import VideoDiTConfig
 CONFIG = TrainConfig(
     name="faults",
     model=VideoDiTConfig(width=12, depth=1, heads=2, mlp_width=16, patch=(1, 16, 16), frequency_width=8),
-    data=PipelineConfig(source="SOURCE", views={VIEWS}, times={TIMES}, batch_size=2, prefetch=2),
+    data=PipelineConfig(source="SOURCE", views={VIEWS}, times={TIMES}, batch_size=2, prefetch=2, threads=1),
     steps=6,
     eval_every=0,
     eval_grids=1,

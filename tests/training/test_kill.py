@@ -128,9 +128,9 @@ def kill_in(
 
 
 def events(folder: Path) -> list[bytes]:
-    """The TensorBoard events in order, without their wall times, from all files of a run."""
+    """The TensorBoard events in order, without their wall times, of the metrics of a run."""
     found = []
-    for path in sorted((folder / "tensorboard").iterdir()):
+    for path in sorted((folder / "tensorboard").glob("events.*")):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (length,) = struct.unpack_from("<Q", data, at)
