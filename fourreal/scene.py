@@ -82,8 +82,8 @@ def box_means(x: Shaped[np.ndarray, "v t h w *c"], boxes: int) -> Float[np.ndarr
 
     means = np.empty((views, times, height // boxes, width // boxes, *channels), np.float32)
     for cell in np.ndindex(views, times):
-        size = means[cell].shape[1::-1]
-        cv2.resize(x[cell].astype(np.float32), size, means[cell], interpolation=cv2.INTER_AREA)
+        mean = cv2.resize(x[cell].astype(np.float32), means.shape[3:1:-1], interpolation=cv2.INTER_AREA)
+        means[cell] = mean.reshape(means.shape[2:])  # one channel comes without its axis
     return means
 
 

@@ -45,9 +45,8 @@ def splat(
     order = order[goes.ravel()[order]]
     target = (nearest[..., 1].astype(np.intp) * rank.shape[1] + nearest[..., 0]).ravel()[order]
     moved, filled = np.zeros(picture.shape, np.uint8), np.zeros(rank.shape, bool)
-    pixels, targets = (
-        np.ascontiguousarray(x).view(f"V{x.shape[-1]}").ravel() for x in (picture, moved)
-    )  # whole: faster
+    # whole pixels are moved many times as fast as their channels
+    pixels, targets = (np.ascontiguousarray(x).view(f"V{x.shape[-1]}").ravel() for x in (picture, moved))
     targets[target] = pixels[order]
     filled.reshape(-1)[target] = True
     for axis in (1, 0):

@@ -48,7 +48,7 @@ class CompiledSteps:
     ):
         self.function, self.config, self.part, self.plain = train_step, config, part, plain
         self._programs: dict[tuple, tuple[jax.stages.Compiled, int]] = {}
-        self._costs: dict[tuple, tuple[int, int]] = {}
+        self._costs: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The placed shapes of the whole batch's arrays that go into a step."""
@@ -59,7 +59,8 @@ class CompiledSteps:
     def program(self, state: State, batch: dict[str, Any]) -> tuple[jax.stages.Compiled, int]:
         """The compiled step for such a batch, and its FLOPs."""
         shapes = self.inputs(batch)
-        key = _key(shapes)
+        leaves, structure = jax.tree.flatten(shapes)
+        key = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._programs:
             traced = trace_step(self.function, state, shapes)
             self._programs[key] = traced.lower().compile(), jaxpr_flops(traced.jaxpr.jaxpr)
@@ -67,9 +68,9 @@ class CompiledSteps:
 
     def cost(self, state: State, batch: dict[str, Any]) -> tuple[int, int]:
         """(tokens, FLOPs of the model) of such a batch."""
-        shapes = self.inputs(batch)
-        key = _key(shapes)
+        key = batch["frames"].shape
         if key not in self._costs:
+            shapes = self.inputs(batch)
             flops = matmul_flops(self.plain, state, shapes) if self.plain else self.program(state, batch)[1]
             self._costs[key] = tokens_of(self.config, shapes["frames"]), flops
         return self._costs[key]
@@ -77,11 +78,6 @@ class CompiledSteps:
     def __call__(self, state: State, batch: dict[str, Any]) -> tuple[State, dict[str, jax.Array]]:
         compiled, _ = self.program(state, batch)
         return compiled(state, layout.put_batch(step_inputs(batch), self.inputs(batch), self.part))
-
-
-def _key(shapes: dict[str, Any]) -> tuple:
-    leaves, structure = jax.tree.flatten(shapes)
-    return structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def tokens_of(config: TrainConfig, frames: jax.ShapeDtypeStruct) -> int:
