@@ -47,7 +47,7 @@ class Evaluate:
     lpips: Literal["none", "alex", "vgg", "both"] = "alex"
     """networks of LPIPS; vgg takes 25 times as long as alex"""
     fvd: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """also FVD and KVD of the copies, the samples and the 1 step, over whole clips by I3D: 2.5 s a clip on two cores"""
+    """also FVD and KVD of the copies, the samples and the 1 step, over whole clips by I3D: 2.2 s a clip on two cores"""
     metric: tuple[str, ...] = ()
     """your own, MODULE:FUNCTION of (frames uint8 [v t h w 3], truth, given) -> number; add :lower where less is better"""
     predictions: Annotated[tuple[str, ...], PATH] = ()

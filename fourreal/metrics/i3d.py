@@ -23,7 +23,7 @@ I3d = Callable[[UInt8[np.ndarray, "n f h w 3"]], Float[np.ndarray, "n 400"]]
 
 
 def make_i3d() -> I3d:
-    """`i3d(clips)`: the features of each clip; a clip takes 2.5 s on two cores.
+    """`i3d(clips)`: the features of each clip; a clip takes 2.2 s on two cores.
 
     Raises ModuleNotFoundError without the `eval` extra and ValueError if its weights are not the known ones.
     """
