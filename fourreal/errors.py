@@ -42,8 +42,12 @@ class WriteFailed(OSError):
         self.errno = errno
 
 
+class CopiesDiffer(RuntimeError):
+    """What several devices hold copies of is not the same on all of them."""
+
+
 class TrainingStopped(WriteFailed):
-    """A training stopped at a failed read or write; started again, it goes on from its last checkpoint."""
+    """A training stopped at a failed read or write, or as copies differ; started again, it goes on from a checkpoint."""
 
 
 class LossNotFinite(FloatingPointError):

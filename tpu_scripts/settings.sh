@@ -5,7 +5,7 @@
 # The names of settings.example.env, in its order.
 SETTINGS="PROJECT ZONE BUCKET NAME ACCELERATOR_TYPE RUNTIME_VERSION SLICES PROVISIONING WAIT NETWORK SUBNETWORK
 SERVICE_ACCOUNT CONFIG RUN TRAIN_OPTIONS COPY_DATA POLL_SECONDS COMMAND_TIMEOUT STALL_SECONDS
-MAX_RESTARTS"
+MAX_RESTARTS MIN_SLICES FEWER_AFTER"
 
 # Sets the settings from the file "$1"; what it leaves out has the example's value.
 load_settings() {
@@ -66,4 +66,8 @@ check_settings() {
   expect "$file" COMMAND_TIMEOUT '[1-9][0-9]*' "$whole"
   expect "$file" STALL_SECONDS '[1-9][0-9]*' "$whole"
   expect "$file" MAX_RESTARTS '[0-9]+' 'a whole number'
+  MIN_SLICES=${MIN_SLICES:-$SLICES}
+  expect "$file" MIN_SLICES '[1-9][0-9]*' "$whole, or nothing"
+  [ "$MIN_SLICES" -le "$SLICES" ] || refuse "$file: MIN_SLICES is $MIN_SLICES: expected at most SLICES, $SLICES"
+  expect "$file" FEWER_AFTER '[1-9][0-9]*' "$whole"
 }

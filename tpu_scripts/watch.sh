@@ -3,7 +3,7 @@
 # The supervisor: looks every POLL_SECONDS, and does the one thing that the state of things asks for.
 #
 #   nothing there          create it
-#   in the queue           wait; the service ends the request after WAIT
+#   in the queue           wait; after FEWER_AFTER ask for one slice less, where MIN_SLICES allows it; so where it is refused
 #   ready, not installed   install, launch
 #   training runs          wait; stop it and launch again where its step has not moved for STALL_SECONDS
 #   training finished      end with 0
@@ -107,7 +107,7 @@ watch() {
 }
 
 supervise() {
-  local restarts=0 troubles=0 installs=0 stalled=0 uploaded=no mine=yes before='' failure='' seen crash
+  local restarts=0 troubles=0 installs=0 stalled=0 queued=0 uploaded=no mine=yes before='' failure='' all=$SLICES seen crash
   while :; do
     seen=$(observe) || seen='unknown'
     [ "${seen%, step *}" = "${before%, step *}" ] || say "$(date '+%F %T') $seen"
@@ -119,7 +119,7 @@ supervise() {
         if request; then
           mine=no
         elif was_refused; then
-          fail 'so it cannot be created'
+          fewer || fail 'so it cannot be created'
         else
           seen='unknown: it could not be created'
         fi ;;
@@ -128,7 +128,9 @@ supervise() {
         if [ "$stalled" -ge "$STALL_SECONDS" ]; then
           failure='' before=
           start_again "$seen: no other step for $stalled s"
-        fi ;;
+        fi
+        if [[ $seen == queued* ]]; then queued=$((queued + POLL_SECONDS)); else queued=0; fi
+        if [ "$queued" -ge "$FEWER_AFTER" ] && fewer; then delete || say 'it will be tried again'; fi ;;
       bare*)
         mine=no installs=$((installs + 1))
         { { [ "$uploaded" = yes ] || upload; } && uploaded=yes && install_on_all && launch_on_all; } ||
@@ -148,10 +150,13 @@ supervise() {
           fi
         fi ;;
       lost*)
-        failure='' mine=yes # before the deletion, whose answer may get lost
+        failure='' mine=yes SLICES=$all # before the deletion, whose answer may get lost
         count_restart "$seen"
         delete || say 'it will be tried again' ;;
-      refused* | 'gave up'*) fail "${seen#*: }; a restart does not mend that" ;;
+      refused*)
+        fewer || fail "${seen#*: }; a restart does not mend that"
+        delete || say 'it will be tried again' ;;
+      'gave up'*) fail "${seen#*: }; a restart does not mend that" ;;
       finished) say "runs/$RUN is finished"; return ;;
     esac
     case $seen in
@@ -168,6 +173,13 @@ supervise() {
     esac
     sleep "$POLL_SECONDS"
   done
+}
+
+# Has the next request ask for one slice less; fails where there may not be fewer. Changes the caller's `queued` and `mine`.
+fewer() {
+  [ "$SLICES" -gt "$MIN_SLICES" ] || return 1
+  SLICES=$((SLICES - 1)) queued=0 mine=yes
+  say "asking for fewer: $SLICES x $ACCELERATOR_TYPE"
 }
 
 # Has what hangs launched again. A save is not to be expected of it, so it has little time until it is killed.

@@ -19,15 +19,17 @@ class StopSignal:
         self._alone = peers.count == 1
 
     def __enter__(self) -> "StopSignal":
-        self.asked = self.interrupted = self.training = False
+        self.asked = self.interrupted = self.training = self._stopping = False
         noted = (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,)
         self._before = {sign: signal.signal(sign, self._note) for sign in noted}
         return self
 
     def reached(self, steps: int) -> bool:
-        """Whether to stop now; asked once after every step of this training, `steps` so far."""
-        self.asked = self.asked if self._alone else multihost_utils.reached_preemption_sync_point(steps)
-        return self.asked
+        """Whether to stop now; asked once after every step of this training, `steps` so far. Once it is so, it stays so."""
+        if self._alone:
+            return self.asked
+        self._stopping = self._stopping or multihost_utils.reached_preemption_sync_point(steps)
+        return self._stopping
 
     def _note(self, sign: int, _: Any) -> None:
         if sign == signal.SIGINT and (self.interrupted or not self.training):

@@ -25,6 +25,7 @@ from fourreal.nn.kernels import AttentionConfig
 from fourreal.options import read_options
 from fourreal.parallel.mesh import MeshConfig
 from fourreal.serialize import flat_settings, from_json, read_json, to_json
+from fourreal.training.bad_steps import BadStepsConfig
 from fourreal.training.optimizer import OptimConfig
 
 Config = TypeVar("Config")
@@ -75,6 +76,10 @@ class TrainConfig:
     """steps between lines of metrics.jsonl"""
     profile_steps: int = 0
     """steps to trace with JAX's profiler, from the tenth on, into the run's folder `profile`; 0: none"""
+    bad_steps: BadStepsConfig = BadStepsConfig()
+    """what is done about steps whose numbers are not finite"""
+    replicas_every: int = 100
+    """steps between checks that the copies along mesh.data are the same, besides one before each checkpoint; 0: no checks"""
     watchdog_minutes: float = 10.0
     """minutes without progress after which every process says where it stands; 0: never"""
     repeat_examples: bool = False
@@ -95,6 +100,7 @@ class TrainConfig:
             ("log_every", 1),
             ("eval_every", 0),
             ("profile_steps", 0),
+            ("replicas_every", 0),
         ):
             if getattr(self, field) < least:
                 raise UserError(f"{field} is {getattr(self, field)}: give {least} or more")

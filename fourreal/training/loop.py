@@ -5,7 +5,8 @@ Order of operations; resuming relies on it:
   2. batch s + 1 is taken from the prefetcher and the numbers of step s - 1 are fetched while step s runs
   3. after s + 1 steps: metrics, then evaluators, then checkpoint, each at its own interval
 So a checkpoint of n steps holds everything that comes of the first n batches, and the device never waits for the host.
-SIGTERM, Ctrl-C and numbers that are not finite save and stop. A write that fails stops the run; its checkpoints stay.
+SIGTERM and Ctrl-C save and stop. Steps with numbers that are not finite are skipped, or undone with their data, within a budget
+(`bad_steps.py`); beyond it the run saves and stops. A write that fails stops the run; its checkpoints stay.
 A folder has one run at a time.
 
 Several processes run the same loop in step. Process 0 alone decides about the folder, writes and prints; checkpoints are
@@ -13,9 +14,10 @@ written by all. A SIGTERM to any of them stops all after the same step.
 """
 
 import contextlib
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -24,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS
-from fourreal.errors import Damaged, LossNotFinite, TrainingStopped
+from fourreal.errors import CopiesDiffer, Damaged, LossNotFinite, TrainingStopped
 from fourreal.host.folders import locked
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.retry import errno_of
@@ -32,6 +34,8 @@ from fourreal.host.signals import StopSignal
 from fourreal.host.watchdog import Watchdog
 from fourreal.media.sheet import stack_sheets
 from fourreal.parallel.mesh import make_mesh
+from fourreal.parallel.replicas import odd_processes
+from fourreal.training.bad_steps import TooManyBad
 from fourreal.training.compiled import kept_programs
 from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import learning_rate
@@ -64,7 +68,7 @@ def run(
         prepared = prepare(config, folder, start, peers, watchdog, evaluators, began)
         try:
             train(prepared, stop)
-        except (OSError, Damaged) as error:
+        except (OSError, Damaged, CopiesDiffer) as error:
             done = prepared.checkpoints.done or 0
             raise TrainingStopped(
                 f"{error}; once that is mended, --resume goes on after {done} steps", errno_of(error)
@@ -78,44 +82,19 @@ def run(
 def train(run: Run, stop: StopSignal) -> None:
     """The loop, in the order that the module's docstring gives."""
     stop.training = True
-    config, first, waited, began = run.config, run.done, 0.0, time.monotonic()
+    config, first, began, dispatched = run.config, run.done, time.monotonic(), itertools.count(1)
     with tqdm(
         total=config.steps, initial=first, unit="step", dynamic_ncols=True, disable=not run.peers.first
     ) as progress:
-        running, profile = None, Profile(run.folder / "profile", first, config.profile_steps)
+        profile = Profile(run.folder / "profile", first, config.profile_steps)
         run.pace.lap("starting")
         try:
-            for number in range(first + 1, config.steps + 1):
-                run.watchdog.at(number, "step")
-                profile.before(number)
-                cost = run.steps.cost(run.state, run.batch)
-                run.state, metrics = run.steps(run.state, run.batch)
-                profile.after(number, metrics)
-                run.done = number
-                run.checkpoints.check()
-                run.watchdog.at(number, "waiting for data")
-                asked = time.monotonic()
-                run.batch = next(run.batches)
-                run.pace.waited(time.monotonic() - asked)
-                waited += time.monotonic() - asked
-                run.watchdog.at(number, "step")
-                if running:
-                    finish_step(run, *running, progress)
-                running = (number, metrics, cost)
-                stopping = stop.reached(number - first) or number == config.steps
-                evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
-                saving = stopping or number % config.save_every == 0
-                if evaluating or saving:
-                    finish_step(run, *running, progress)
-                    running = None
-                if evaluating:
-                    evaluate(run, progress)
-                    run.pace.lap("validation")
-                if saving:
-                    run.save()
-                    run.pace.lap("saving")
-                if stopping:
+            while True:
+                try:
+                    run_steps(run, stop, dispatched, profile, progress)
                     break
+                except TooManyBad as error:
+                    go_back(run, error, progress)
             if run.done == first:
                 run.save()  # a run that was killed between its last checkpoint and its weights
         except LossNotFinite as error:
@@ -127,19 +106,76 @@ def train(run: Run, stop: StopSignal) -> None:
     took, trained = time.monotonic() - began, run.done - first
     print(
         f"{trained} steps in {took:.0f} s, {trained * config.data.batch_size / took:.2f} grids/s with validation, "
-        f"{waited / took:.1%} of the time waiting for data"
+        f"{run.pace.all_waited / took:.1%} of the time waiting for data"
     )
     print(
         f"weights: {run.folder / RUN_WEIGHTS}" + ("" if run.done == config.steps else "; stopped, go on with --resume")
     )
 
 
-def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], cost: tuple[int, int], progress: tqdm) -> None:
-    """Fetches the numbers of a step (after it, `number` steps are done), which waits for it, and writes them and its cost."""
+def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Profile, progress: tqdm) -> None:
+    """The steps from `run.done` on, in the order above. Raises TooManyBad where more are not finite than may be skipped.
+
+    `dispatched` counts the steps of this process, also those that are undone.
+    """
+    config, running = run.config, None
+    while run.done < config.steps:
+        number = run.done + 1
+        run.watchdog.at(number, "step")
+        profile.before(number)
+        cost = run.steps.cost(run.state, run.batch)
+        run.state, metrics = run.steps(run.state, run.batch)
+        profile.after(number, metrics)
+        stopping = stop.reached(next(dispatched)) or number == config.steps
+        evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
+        saving = stopping or number % config.save_every == 0
+        checking = run.digests and (saving or number % config.replicas_every == 0)
+        found = run.digests(run.state) if checking else None
+        run.done = number
+        run.checkpoints.check()
+        run.watchdog.at(number, "waiting for data")
+        asked = time.monotonic()
+        run.batch = next(run.batches)
+        run.pace.waited(time.monotonic() - asked)
+        run.watchdog.at(number, "step")
+        if running:
+            finish_step(run, *running, progress)
+        running = (number, metrics, cost, found)
+        if evaluating or saving:
+            finish_step(run, *running, progress)
+            running = None
+        if evaluating:
+            evaluate(run, progress)
+            run.pace.lap("validation")
+        if saving:
+            run.save()
+            run.bad = 0
+            run.pace.lap("saving")
+        if stopping:
+            return
+
+
+def finish_step(
+    run: Run, number: int, metrics: dict[str, jax.Array], cost: tuple[int, int], found: jax.Array | None, progress: tqdm
+) -> None:
+    """Fetches the numbers of a step (after it, `number` steps are done), which waits for it, and writes them and its cost.
+
+    `found`: the digests of the state after it, if these were asked for. Raises TooManyBad, or CopiesDiffer.
+    """
+    if found is not None and (odd := odd_processes(np.asarray(found))):
+        names = ", ".join(run.peers.name(index) for index in odd)
+        raise CopiesDiffer(
+            f"step {number}: {names} holds other parameters than the copies of them: a faulty chip, or network"
+        )
     config, values = run.config, {name: float(value) for name, value in metrics.items()}
-    if not np.isfinite(list(values.values())).all():
-        raise LossNotFinite(f"step {number}: loss {values['loss']}, gradient norm {values['grad_norm']}")
     progress.update()
+    if not np.isfinite(list(values.values())).all():
+        run.bad += 1
+        loss, gradient, update = values["loss"], values["grad_norm"], values["update_norm"]
+        line = f"step {number}: loss {loss}, gradient norm {gradient}, update norm {update}"
+        if run.bad > config.bad_steps.skip:
+            raise TooManyBad(line, number)
+        progress.write(f"{line}: skipped, {run.bad} of {config.bad_steps.skip} before the next checkpoint")
     run.pace.step(*cost)
     rate = config.data.batch_size * (progress.format_dict["rate"] or 0)
     progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.2f} grids/s", refresh=False)
@@ -149,6 +185,21 @@ def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], cost: tupl
         lr = float(learning_rate(config.optim, config.steps)((number - 1) // config.optim.accumulate))
         run.writer.write(number, {f"train/{name}": value for name, value in {**values, "lr": lr}.items()})
     run.pace.log(number)
+
+
+def go_back(run: Run, error: TooManyBad, progress: tqdm) -> None:
+    """To the last checkpoint, and past the data behind it. Raises LossNotFinite without one, or where that did not help."""
+    run.watchdog.at(run.done, "restoring")
+    run.checkpoints.check(wait=True)
+    done = run.checkpoints.done
+    if done is None or run.left_out.times(done) >= run.config.bad_steps.back:
+        tried = "there is no checkpoint to go back to" if done is None else f"going back to step {done} did not help"
+        raise LossNotFinite(f"{error}; {tried}" if run.config.bad_steps.back else str(error))
+    run.go_back(error.step)
+    progress.write(
+        f"{error}: back to the checkpoint of {done} steps, without the data of the {error.step - done} behind it"
+    )
+    progress.n = done
 
 
 def evaluate(run: Run, progress: tqdm) -> None:

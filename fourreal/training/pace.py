@@ -30,12 +30,23 @@ class Pace:
     ):
         """Goes on after `done` steps with the log in a run's folder; `since`: when this process began, None: now."""
         self._clock, self._peers, self._last = clock, peers, clock() if since is None else since
-        before = [line for line in read_metrics(folder / SPEED) if line["step"] <= done] if done else []
+        self._folder, self.all_waited = folder, 0.0
+        self._go_on(done)
+
+    def _go_on(self, done: int) -> None:
+        before = [line for line in read_metrics(self._folder / SPEED) if line["step"] <= done] if done else []
         kept = before[-1] if before else {}
         self._began = kept.get("began", self._last)
         self._sums = {cause: kept.get(f"seconds/{cause}", 0.0) for cause in CAUSES}
-        self._writer = MetricsWriter(folder, done, SPEED) if peers.first else None
+        self._writer = MetricsWriter(self._folder, done, SPEED) if self._peers.first else None
         self._forget()
+
+    def go_back(self, done: int) -> None:
+        """The steps after `done` are undone, and their time is lost. All processes call it."""
+        self.close()
+        self._peers.exchange("closed")
+        self._last = self._clock()
+        self._go_on(done)
 
     def _forget(self) -> None:
         self._logged, self._waited = self._sums["training"], 0.0
@@ -50,6 +61,7 @@ class Pace:
     def waited(self, seconds: float) -> None:
         """Of the time of a step so much went by until its batch was there."""
         self._waited += seconds
+        self.all_waited += seconds
 
     def step(self, tokens: int, flops: int) -> None:
         """A step of so many tokens and FLOPs of the model, on all devices, has ended."""

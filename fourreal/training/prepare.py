@@ -6,9 +6,10 @@ The state comes from, in this order: the run's own newest whole checkpoint (`res
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,9 @@ from fourreal.nn.kernels import XLA, resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.chips import chip_of
 from fourreal.parallel.mesh import EXAMPLE_AXES, describe, repeats
+from fourreal.parallel.replicas import make_digests
 from fourreal.serialize import to_json
+from fourreal.training.bad_steps import LeftOut
 from fourreal.training.compiled import CompiledSteps, describe_cost
 from fourreal.training.config import TrainConfig
 from fourreal.training.initialize import initial_params
@@ -71,6 +74,13 @@ class Run:
     pace: Pace
     peers: Peers
     watchdog: Watchdog
+    data_from: Callable[[int], Iterator[dict[str, Any]]]
+    """the batches from a position on"""
+    left_out: LeftOut
+    digests: Callable[[State], jax.Array] | None
+    """of a state's copies along the mesh's axis data; None: there are none, or nobody asks"""
+    bad: int = 0
+    """steps that were skipped since the last checkpoint"""
 
     def average(self) -> dict[str, Any]:
         """The parameters that sampling uses."""
@@ -84,6 +94,23 @@ class Run:
         self.checkpoints.save(self.done, self.state)
         save_weights(self.folder / RUN_WEIGHTS, self.average(), to_json(self.spec))
         self.peers.exchange("saved")
+
+    def go_back(self, bad: int) -> None:
+        """To the newest checkpoint, with the data of the steps from there to step `bad` left out."""
+        done = self.checkpoints.done
+        self.left_out.add(done, bad - done)
+        self.batches.close()
+        fixed = {name: self.state[name] for name in ("frozen", "codec")}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
+        self.state = fixed  # what is not needed any more leaves room
+        self.state = self.checkpoints.restore(shapes | {"frozen": {}}) | fixed
+        self.done, self.bad = done, 0
+        self.batches = self.data_from(done + self.left_out.offset(done))
+        self.batch = next(self.batches)
+        if self.writer:
+            self.writer.close()
+            self.writer = MetricsWriter(self.folder, done)
+        self.pace.go_back(done)
 
     def close(self) -> None:
         """Stops the reading of data and waits for saves under way, whichever of these fails."""
@@ -137,7 +164,9 @@ def prepare(
     check_batch(config)
     part = layout.share_of_batch(fusion_of(config).lead, config.data.batch_size)
     data = Batches(config.data, config.model.conditions, config.codec)
-    batches = data.train(start_step=done, process=part[0], process_count=part[1])
+    data_from = functools.partial(_batches, data, part)
+    left_out = LeftOut(folder, bool(done), peers)
+    batches = data_from(done + left_out.offset(done))
     watchdog.at(done, "reading the first batch")
     batch = next(batches)
     spec = spec_of(config, batch["frames"])
@@ -171,11 +200,30 @@ def prepare(
         "make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from, fingerprint)
     )
     checkpoints = checkpoints or Checkpoints(folder, peers)
-    writer = MetricsWriter(folder, done) if peers.first else None
-    pace = Pace(folder, peers, done, since)
+    digests = make_digests(state) if mesh.shape["data"] > 1 and config.replicas_every else None
     return Run(
-        config, folder, spec, state, done, batches, batch, steps, evaluators, checkpoints, writer, pace, peers, watchdog
+        config=config,
+        folder=folder,
+        spec=spec,
+        state=state,
+        done=done,
+        batches=batches,
+        batch=batch,
+        steps=steps,
+        evaluators=evaluators,
+        checkpoints=checkpoints,
+        writer=MetricsWriter(folder, done) if peers.first else None,
+        pace=Pace(folder, peers, done, since),
+        peers=peers,
+        watchdog=watchdog,
+        data_from=data_from,
+        left_out=left_out,
+        digests=digests,
     )
+
+
+def _batches(data: Batches, part: tuple[int, int], position: int) -> Iterator[dict[str, Any]]:
+    return data.train(start_step=position, process=part[0], process_count=part[1])
 
 
 def check_batch(config: TrainConfig) -> None:

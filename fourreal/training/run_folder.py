@@ -22,6 +22,8 @@ FREE = (
     "save_every",
     "log_every",
     "profile_steps",
+    "bad_steps",
+    "replicas_every",
     "watchdog_minutes",
     "hang",
     "repeat_examples",

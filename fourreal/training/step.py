@@ -4,7 +4,7 @@
     x                          = (1 - sigma) x0 + sigma eps, clean where given, noise where missing or invalid
     loss                       = see diffusion/flow.py, over unknown cells; as its weights say, of every head, and the gap
 
-A step whose loss or gradient is not finite changes nothing but the step number; the loop sees it in the metrics and stops.
+A step whose loss, gradient or update is not finite changes nothing but the step number; the loop sees it in the metrics.
 """
 
 from collections.abc import Callable
@@ -145,12 +145,11 @@ def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State,
         loss, gradient = in_parts(jax.value_and_grad(mean_loss), config, state["params"], examples)
         updates, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = jax.tree.map(jnp.add, state["params"], updates)
-        norm = optax.global_norm(gradient)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient), "update_norm": optax.global_norm(updates)}
         moved = {"params": params, "ema": update_average(state["ema"], params, state["step"], config.optim), "opt": opt}
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
         kept = {name: state[name] for name in moved}
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
-        metrics = {"loss": loss, "grad_norm": norm, "update_norm": optax.global_norm(updates)}
         return {"step": state["step"] + 1, "frozen": state["frozen"], "codec": state["codec"], **new}, metrics
 
     return train_step

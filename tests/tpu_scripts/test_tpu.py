@@ -406,6 +406,7 @@ def test_a_failed_request_says_why(cloud):
         ("ACCELERATOR_TYPE=tpu7x-16", "the Cloud TPU API ends at v6e"),
         ("ACCELERATOR_TYPE=v5e-16", "expected v4-*, v5litepod-*"),
         ("SLICES=0", "SLICES is '0': expected a whole number of 1 or more"),
+        ("SLICES=2\nMIN_SLICES=3", "MIN_SLICES is 3: expected at most SLICES, 2"),
         ("PROVISIONING=cheap", "expected spot, on-demand or reserved"),
         ("WAIT=1h30", "WAIT is '1h30': expected"),
         ("CONFIG=configs/none.py", "CONFIG is 'configs/none.py': expected a file inside this repository"),

@@ -177,6 +177,29 @@ def test_restarts_are_bounded(cloud):
     assert len(cloud.calls("resources create")) == 4
 
 
+def requested(cloud) -> list[int]:
+    """How many slices each request asked for."""
+    counts = [[word for word in call if word.startswith("--node-count=")] for call in cloud.calls("resources create")]
+    return [int(count[0].split("=")[1]) if count else 1 for count in counts]
+
+
+def test_what_stays_in_the_queue_is_asked_for_with_fewer_slices_and_after_the_next_loss_with_all(cloud):
+    cloud.settings |= {"SLICES": "3", "MIN_SLICES": "2", "FEWER_AFTER": "300"}
+    cloud.put("state", "WAITING_FOR_RESOURCES")
+    cloud.events([":"] * 6 + [f"{PREEMPT}; printf finish >training"])
+    result = cloud.tpu("watch")
+    assert result.returncode == 0 and "asking for fewer: 2 x v5litepod-16" in result.stdout, result
+    assert requested(cloud) == [2, 3]
+
+
+def test_what_is_refused_is_asked_for_with_fewer_slices_down_to_the_least(cloud):
+    cloud.settings |= {"SLICES": "4", "MIN_SLICES": "2"}
+    cloud.fail("node-count", "ERROR: (gcloud) RESOURCE_EXHAUSTED: Quota limit exceeded")
+    result = cloud.tpu("watch")
+    assert result.returncode == 1 and "no quota for 2 x v5litepod-16" in result.stderr
+    assert requested(cloud) == [4, 3, 2]
+
+
 def test_a_refused_request_ends_it(cloud):
     cloud.events([])
     cloud.put("state", "FAILED")

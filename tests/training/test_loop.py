@@ -35,6 +35,7 @@ from fourreal.serialize import to_json
 from fourreal.training import orbax as checkpoint
 from fourreal.training import prepare as preparing
 from fourreal.training import run_folder as run_folder
+from fourreal.training.bad_steps import BadStepsConfig
 from fourreal.training.config import TrainConfig, read_run
 from fourreal.training.initialize import initial_params
 from fourreal.training.loop import run
@@ -558,7 +559,7 @@ def test_loss_that_is_not_finite_saves_the_last_good_parameters_and_stops(from_b
         return train_step
 
     monkeypatch.setattr(preparing, "make_train_step", broken_at_3)
-    config = dataclasses.replace(GRID, optim=CLIPS.optim, save_every=100, eval_every=0)
+    config = dataclasses.replace(GRID, optim=CLIPS.optim, save_every=100, eval_every=0, bad_steps=BadStepsConfig(0, 0))
     with pytest.raises(FloatingPointError, match=r"step 3: loss nan.*last good parameters are saved"):
         run(config, tmp_path / "run", from_base)
     saved = state_of(tmp_path / "run", config)

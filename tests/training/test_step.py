@@ -132,12 +132,14 @@ def test_noise_of_an_example_does_not_depend_on_the_batch_size():
     np.testing.assert_array_equal(large[:3], small)
 
 
-@pytest.mark.parametrize("broken", ["loss", "gradient"])
+@pytest.mark.parametrize("broken", ["loss", "gradient", "update"])
 def test_step_that_is_not_finite_changes_nothing_but_the_step_number(config, state, batch, broken):
     before = state()
     if broken == "loss":
         before["params"]["base"]["patch_embed"]["bias"] = jnp.full((24,), jnp.nan)
         step = jitted_step(config)
+    elif broken == "update":
+        step = jitted_step(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=1e38, warmup=0)))
     else:  # sqrt has a finite value and an infinite slope at 0
 
         class Sharp(Denoiser):
@@ -149,7 +151,8 @@ def test_step_that_is_not_finite_changes_nothing_but_the_step_number(config, sta
         sharp = Sharp(denoiser.graph, denoiser.prediction, denoiser.conditions)
         step = jax.jit(make_train_step(sharp, config))
     after, metrics = step(before, batch)
-    assert np.isfinite(metrics["loss"]) == (broken == "gradient") and not np.isfinite(metrics["grad_norm"])
+    finite = [bool(np.isfinite(metrics[name])) for name in ("loss", "grad_norm", "update_norm")]
+    assert finite == {"loss": [False] * 3, "gradient": [True, False, False], "update": [True, True, False]}[broken]
     assert int(after["step"]) == 1
     for part in ("params", "ema", "opt", "frozen"):
         for new, old in zip(jax.tree.leaves(after[part]), jax.tree.leaves(before[part]), strict=True):
