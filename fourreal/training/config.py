@@ -74,6 +74,8 @@ class TrainConfig:
     """steps between checkpoints; one is always saved at the end"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
+    wandb: str = ""
+    """project of Weights & Biases that gets the numbers and pictures, too; none: none"""
     profile_steps: int = 0
     """steps to trace with JAX's profiler, from the tenth on, into the run's folder `profile`; 0: none"""
     bad_steps: BadStepsConfig = BadStepsConfig()

@@ -17,13 +17,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fourreal.training.wandb import WandbLog
+
 LOG, SPEED = "metrics.jsonl", "speed.jsonl"
 
 
 class MetricsWriter:
     """Appends numbers and pictures by step; a resumed run continues both files, dropping what came after its step."""
 
-    def __init__(self, folder: Path, start_step: int, log: str = LOG):
+    def __init__(self, folder: Path, start_step: int, log: str = LOG, also: WandbLog | None = None):
+        """`also` gets the same numbers and pictures."""
+        self._also = also
         if start_step and log == LOG and not (folder / log).is_file():
             print(f"{folder / log} is missing: it begins anew after step {start_step}")
         events = folder / "tensorboard" / ("" if log == LOG else Path(log).stem)
@@ -45,12 +49,16 @@ class MetricsWriter:
         for name, value in values.items():
             if value is not None:
                 self._event(step=step, summary=scalar(name, value))
+        if self._also:
+            self._also.write(step, values)
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """A picture, uint8 [h, w, 3], for TensorBoard."""
         from tensorboardX.summary import image
 
         self._event(step=step, summary=image(name, picture, dataformats="HWC"))
+        if self._also:
+            self._also.picture(step, name, picture)
 
     def _event(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event

@@ -18,6 +18,7 @@ import jax
 from fourreal.host.processes import Peers
 from fourreal.parallel.chips import GIB, chip_of
 from fourreal.training.log import SPEED, MetricsWriter, read_metrics
+from fourreal.training.wandb import WandbLog
 
 CAUSES = ("training", "validation", "saving", "starting")
 
@@ -26,9 +27,16 @@ class Pace:
     """Sums the seconds of a run by cause. `lap` at every change of what the process does, `log` after some steps."""
 
     def __init__(
-        self, folder: Path, peers: Peers, done: int, since: float | None = None, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        peers: Peers,
+        done: int,
+        since: float | None = None,
+        clock: Callable[[], float] = time.time,
+        also: WandbLog | None = None,
     ):
         """Goes on after `done` steps with the log in a run's folder; `since`: when this process began, None: now."""
+        self._also = also
         self._clock, self._peers, self._last = clock, peers, clock() if since is None else since
         self._folder, self.all_waited = folder, 0.0
         self._go_on(done)
@@ -38,7 +46,7 @@ class Pace:
         kept = before[-1] if before else {}
         self._began = kept.get("began", self._last)
         self._sums = {cause: kept.get(f"seconds/{cause}", 0.0) for cause in CAUSES}
-        self._writer = MetricsWriter(self._folder, done, SPEED) if self._peers.first else None
+        self._writer = MetricsWriter(self._folder, done, SPEED, self._also) if self._peers.first else None
         self._forget()
 
     def go_back(self, done: int) -> None:

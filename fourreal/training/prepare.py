@@ -44,6 +44,7 @@ from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_l
 from fourreal.training.state import State, fresh_state, join_params, split_params
 from fourreal.training.step import fusion_of, make_train_step
 from fourreal.training.validation import make_validation
+from fourreal.training.wandb import WandbLog, check_wandb
 
 
 class Evaluator(Protocol):
@@ -77,6 +78,7 @@ class Run:
     data_from: Callable[[int], Iterator[dict[str, Any]]]
     """the batches from a position on"""
     left_out: LeftOut
+    wandb: WandbLog | None
     digests: Callable[[State], jax.Array] | None
     """of a state's copies along the mesh's axis data; None: there are none, or nobody asks"""
     bad: int = 0
@@ -109,13 +111,15 @@ class Run:
         self.batch = next(self.batches)
         if self.writer:
             self.writer.close()
-            self.writer = MetricsWriter(self.folder, done)
+            self.writer = MetricsWriter(self.folder, done, also=self.wandb)
         self.pace.go_back(done)
 
     def close(self) -> None:
         """Stops the reading of data and waits for saves under way, whichever of these fails."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
+            if self.wandb:
+                stack.callback(self.wandb.close)
             stack.callback(self.pace.close)
             if self.writer:
                 stack.callback(self.writer.close)
@@ -140,6 +144,8 @@ def prepare(
         raise UserError(
             f"model.channels is {config.model.channels}: the codec '{config.codec.kind}' has {config.codec.channels}"
         )
+    if config.wandb and peers.first:
+        check_wandb()
     watchdog = watchdog or Watchdog(0, "")
     watchdog.at(0, "looking at the run's folder")
     peers.of_first("folder", lambda: check_folder(config, folder, start))
@@ -201,6 +207,7 @@ def prepare(
     )
     checkpoints = checkpoints or Checkpoints(folder, peers)
     digests = make_digests(state) if mesh.shape["data"] > 1 and config.replicas_every else None
+    wandb = WandbLog(config.wandb, folder, config.name, to_json(config)) if config.wandb and peers.first else None
     return Run(
         config=config,
         folder=folder,
@@ -212,12 +219,13 @@ def prepare(
         steps=steps,
         evaluators=evaluators,
         checkpoints=checkpoints,
-        writer=MetricsWriter(folder, done) if peers.first else None,
-        pace=Pace(folder, peers, done, since),
+        writer=MetricsWriter(folder, done, also=wandb) if peers.first else None,
+        pace=Pace(folder, peers, done, since, also=wandb),
         peers=peers,
         watchdog=watchdog,
         data_from=data_from,
         left_out=left_out,
+        wandb=wandb,
         digests=digests,
     )
 

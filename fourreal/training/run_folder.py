@@ -22,6 +22,7 @@ FREE = (
     "save_every",
     "log_every",
     "profile_steps",
+    "wandb",
     "bad_steps",
     "replicas_every",
     "watchdog_minutes",
