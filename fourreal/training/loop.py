@@ -5,7 +5,8 @@ Order of operations; resuming relies on it:
   2. batch s + 1 is taken from the prefetcher and the numbers of step s - 1 are fetched while step s runs
   3. after s + 1 steps: metrics, then evaluators, then checkpoint, each at its own interval
 So a checkpoint of n steps holds everything that comes of the first n batches, and the device never waits for the host.
-SIGTERM, Ctrl-C and numbers that are not finite save and stop. A write that fails stops the run; its checkpoints stay.
+SIGTERM, Ctrl-C and numbers that are not finite save and stop; the first two write no weights, which a later save does. A write
+that fails stops the run; its checkpoints stay.
 A folder has one run at a time.
 
 Several processes run the same loop in step. Process 0 alone decides about the folder, writes and prints; checkpoints are
@@ -92,7 +93,7 @@ def train(run: Run, stop: StopSignal) -> None:
                 run.state, metrics = run.steps(run.state, run.batch)
                 profile.after(number, metrics)
                 run.done = number
-                run.checkpoints.check()
+                run.check()
                 run.watchdog.at(number, "waiting for data")
                 asked = time.monotonic()
                 run.batch = next(run.batches)
@@ -102,19 +103,21 @@ def train(run: Run, stop: StopSignal) -> None:
                 if running:
                     finish_step(run, *running, progress)
                 running = (number, metrics, cost)
-                stopping = stop.reached(number - first) or number == config.steps
-                evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
-                saving = stopping or number % config.save_every == 0
+                last, stopped = number == config.steps, stop.reached(number - first)
+                evaluating = last or (config.eval_every and number % config.eval_every == 0)
+                saving = last or stopped or number % config.save_every == 0 or run.overdue()
                 if evaluating or saving:
                     finish_step(run, *running, progress)
                     running = None
                 if evaluating:
                     evaluate(run, progress)
                     run.pace.lap("validation")
+                if stopped and not last:
+                    progress.write(f"stopping after {number} steps: {run.expected_save()}")
                 if saving:
-                    run.save()
+                    run.save(weights=last or not stopped)
                     run.pace.lap("saving")
-                if stopping:
+                if stopped:
                     break
             if run.done == first:
                 run.save()  # a run that was killed between its last checkpoint and its weights
@@ -129,9 +132,11 @@ def train(run: Run, stop: StopSignal) -> None:
         f"{trained} steps in {took:.0f} s, {trained * config.data.batch_size / took:.2f} grids/s with validation, "
         f"{waited / took:.1%} of the time waiting for data"
     )
-    print(
-        f"weights: {run.folder / RUN_WEIGHTS}" + ("" if run.done == config.steps else "; stopped, go on with --resume")
-    )
+    weights = run.folder / RUN_WEIGHTS
+    if run.done == config.steps:
+        print(f"weights: {weights}")
+    else:
+        print(f"stopped, go on with --resume; the next save writes {weights} (--resume --steps {run.done} that alone)")
 
 
 def finish_step(run: Run, number: int, metrics: dict[str, jax.Array], cost: tuple[int, int], progress: tqdm) -> None:

@@ -55,3 +55,10 @@ def fresh_state(params: Params, config: TrainConfig) -> State:
         "ema": jax.tree.map(jnp.copy, trained),
         "opt": make_optimizer(config.optim, config.steps, table).init(trained),
     }
+
+
+def checkpoint_bytes(state: State) -> int:
+    """Bytes of a checkpoint's arrays: without the frozen part, which is written once, and the codec, which is the config's."""
+    return sum(
+        x.size * x.dtype.itemsize for name in ("step", "params", "ema", "opt") for x in jax.tree.leaves(state[name])
+    )

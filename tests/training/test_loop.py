@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from scenes_in_memory import Noise, Pooling
 
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
@@ -31,6 +33,7 @@ from fourreal.host.signals import StopSignal
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, model_table, split_model
 from fourreal.parallel.layout import placed_shapes
+from fourreal.sampling.load import load_pipeline
 from fourreal.serialize import to_json
 from fourreal.training import orbax as checkpoint
 from fourreal.training import prepare as preparing
@@ -203,6 +206,39 @@ def test_evaluator_given_to_a_run_sees_the_average_at_each_evaluation_and_its_nu
     np.testing.assert_array_equal(sheet[5:], validation)
 
 
+def test_frozen_part_of_the_weights_is_written_once_and_a_copy_of_the_folder_samples(unbroken, tmp_path):
+    (frozen,) = (unbroken / "weights").glob("frozen-*.safetensors")
+    assert frozen.stat().st_mtime_ns < (unbroken / "checkpoints" / "4" / checkpoint.SEAL).stat().st_mtime_ns
+    trained, rest = load_file(unbroken / "weights" / "model.safetensors"), load_file(frozen)
+    paths = state_of(unbroken).keys()
+    for part, tensors in (("ema", trained), ("frozen", rest)):
+        assert {f"['{part}']" + "".join(f"['{key}']" for key in name.split(".")) for name in tensors} == {
+            path for path in paths if path.startswith(f"['{part}']")
+        }
+    shutil.copytree(unbroken / "weights", tmp_path / "weights")
+    pipes = [load_pipeline(path) for path in (unbroken, tmp_path / "weights")]
+    assert pipes[0].weights_hash == pipes[1].weights_hash
+
+
+def test_run_saves_after_minutes_too(from_base, tmp_path, monkeypatch):
+    config = dataclasses.replace(GRID, save_every=100, save_minutes=1, eval_every=0, optim=CLIPS.optim)
+    save, overdue, saved = preparing.Run.save, preparing.Run.overdue, []
+
+    def later(run):
+        """As if 25 s had gone by since the last look."""
+        run.saved_at -= 25
+        return overdue(run)
+
+    def noted(run, **options):
+        saved.append(run.done)
+        save(run, **options)
+
+    monkeypatch.setattr(preparing.Run, "overdue", later)
+    monkeypatch.setattr(preparing.Run, "save", noted)
+    run(config, tmp_path / "run", from_base)
+    assert saved == [3, 6]
+
+
 def test_frozen_parameters_of_a_run_stay_at_their_initial_values(unbroken):
     initial = flat_names(fresh_params(BASE, GridDiTConfig(), GRID.seed))
     state = state_of(unbroken)
@@ -222,8 +258,15 @@ def test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped(
         with pytest.raises(KeyboardInterrupt) if sign == signal.SIGINT else contextlib.nullcontext():
             run(GRID, tmp_path / "run", from_base)
     assert "3 steps in" in (said := capsys.readouterr().out) and "go on with --resume" in said
+    assert re.search(r"stopping after 3 steps: a checkpoint of \d+\.\d MB, the last one took \d+\.\d s\n", said)
     assert [json.loads(line)["step"] for line in lines_of(tmp_path / "run")] == [1, 2, 3, 3]
-    assert (tmp_path / "run" / "weights").is_dir()
+    weights = tmp_path / "run" / "weights" / "model.safetensors"
+    written = weights.stat().st_mtime_ns  # those of 2 steps
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    run(dataclasses.replace(GRID, steps=3), tmp_path / "copy", Start(resume=True))
+    assert (tmp_path / "copy" / "weights" / "model.safetensors").stat().st_mtime_ns > written
+    assert weights.stat().st_mtime_ns == written < (tmp_path / "run" / "checkpoints" / "3").stat().st_mtime_ns
+    capsys.readouterr()
     run(GRID, tmp_path / "run", Start(resume=True))
     assert "resumed after 3 steps" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", unbroken)
@@ -349,10 +392,10 @@ def test_run_of_an_earlier_version_is_refused_in_one_line_and_its_weights_start_
 def test_disk_full_during_a_save_stops_the_run_whose_state_before_stays_whole(
     unbroken, from_base, tmp_path, monkeypatch
 ):
-    def full_at_4(folder):
+    def full_at_4(folder, *arrays):
         if folder.name == "4":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        seal(folder)
+        seal(folder, *arrays)
 
     seal = checkpoint.seal
     with (
