@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
@@ -182,7 +183,9 @@ def _broken(path: Path, error: SafetensorError) -> UserError:
     return UserError(f"{path} is broken ({error}): copy the file again")
 
 
-def read_placed(tensor: StoredTensor | np.ndarray | jax.Array, place: NamedSharding) -> jax.Array:
+def read_placed(
+    tensor: StoredTensor | np.ndarray | jax.Array, place: NamedSharding, dtype: Any = jnp.float32
+) -> jax.Array:
     """A tensor of a file, or an array, where it lives; each process reads what its devices hold, the same part once."""
     if isinstance(tensor, jax.Array):
         return jax.device_put(tensor, place)
@@ -191,7 +194,7 @@ def read_placed(tensor: StoredTensor | np.ndarray | jax.Array, place: NamedShard
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((at.start, at.stop) for at in index)
         if key not in parts:
-            parts[key] = tensor[index]
+            parts[key] = tensor[index].astype(dtype, copy=False)
         return parts[key]
 
     return jax.make_array_from_callback(tensor.shape, place, part)

@@ -38,7 +38,15 @@ from fourreal.training.log import MetricsWriter
 from fourreal.training.orbax import Checkpoints
 from fourreal.training.pace import Pace
 from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, make_folder
-from fourreal.training.state import State, checkpoint_bytes, fresh_state, join_params, split_params
+from fourreal.training.state import (
+    State,
+    checkpoint_bytes,
+    fresh_state,
+    fresh_training,
+    frozen_dtypes,
+    join_params,
+    split_params,
+)
 from fourreal.training.step import fusion_of, make_train_step
 from fourreal.training.validation import make_validation
 
@@ -179,9 +187,11 @@ def prepare(
     evaluators = (*evaluators, make_validation(denoiser, config, placed(codec)))
     if not done:
         watchdog.at(done, "initializing")
-        params, origin = initial_params(spec, config.seed, init_from)
-        state = layout.jit_placed(lambda params: fresh_state(params, config) | {"codec": {}}, table, params)(params)
+        params, origin = initial_params(spec, config.seed, init_from, frozen_dtypes(shapes, config))
+        trained, frozen = split_params(params, table, config.trains)
         del params
+        make = layout.jit_placed(lambda trained: fresh_training(trained, config), table, trained, donate=True)
+        state = make(trained) | {"frozen": frozen}
     state["codec"] = placed(codec)
     plain = None
     if config.model.remat != "none" and chip_of(mesh.devices.flat[0].device_kind):  # else nobody asks for the MFU

@@ -6,6 +6,7 @@ The runs share compiled programs through JAX's compilation cache, see conftest.p
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,9 +34,12 @@ from fourreal.host.folders import locked
 from fourreal.host.signals import StopSignal
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, model_table, split_model
+from fourreal.parallel import layout
 from fourreal.parallel.layout import placed_shapes
+from fourreal.parallel.mesh import make_mesh
 from fourreal.sampling.load import load_pipeline
 from fourreal.serialize import to_json
+from fourreal.training import initialize
 from fourreal.training import orbax as checkpoint
 from fourreal.training import prepare as preparing
 from fourreal.training import run_folder as run_folder
@@ -511,6 +516,51 @@ def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, c
     for path, value in frozen.items():
         np.testing.assert_array_equal(value, base[path.removeprefix("['frozen']").replace("']['", ".").strip("[']")])
     assert len(frozen) > 10
+
+
+def test_start_up_holds_the_state_and_one_tensor_more_with_frozen_matrices_in_the_type_of_their_matmuls(
+    tmp_path, monkeypatch
+):
+    """The model is large enough that a batch and what is told of steps count for less than half a percent."""
+    large = dataclasses.replace(BASE, width=96, depth=4, mlp_width=384, dtype="bfloat16")
+    config = dataclasses.replace(GRID, model=large, trains="sync", optim=CLIPS.optim)
+    spec = ModelSpec(large, CLIPS.grid, VIEWS, TIMES, (SIZE, SIZE))
+    base = flat_names(jax.device_get(fresh_params(large, CLIPS.grid, 1)))
+    save_weights(tmp_path / "base", fresh_params(large, CLIPS.grid, 1), to_json(spec), dtype="float32")
+    (tmp_path / "run").mkdir()
+    seen, before = [], live_bytes()
+
+    def noted(function):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            seen.append(live_bytes() - before)
+            return result
+
+        return call
+
+    monkeypatch.setattr(initialize, "read_placed", noted(initialize.read_placed))
+    monkeypatch.setattr(
+        layout, "jit_placed", lambda *given, make=layout.jit_placed, **more: noted(make(*given, **more))
+    )
+    monkeypatch.setattr(preparing, "describe_cost", lambda *_: "")  # which compiles
+    with jax.set_mesh(make_mesh(config.mesh)):
+        prepared = preparing.prepare(config, tmp_path / "run", Start(init_from=str(tmp_path / "base")))
+    state = prepared.state
+    prepared.close()
+    frozen = flat_names(state["frozen"])
+    assert len(seen) > len(base) and max(seen) <= 1.005 * sum(x.nbytes for x in jax.tree.leaves(state))
+    assert (
+        frozen["base.blocks.mlp.in_.kernel"].dtype == frozen["base.conditions.hints.embed.bias"].dtype == jnp.bfloat16
+    )
+    assert frozen["base.blocks.modulation"].dtype == frozen["base.time_embed.in_.kernel"].dtype == jnp.float32
+    for name, value in frozen.items():
+        np.testing.assert_array_equal(value, base[name].astype(value.dtype), err_msg=name)
+
+
+def live_bytes() -> int:
+    """Of all arrays on devices."""
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
 
 
 def test_sync_layers_of_another_fusion_with_equal_shapes_stay_fresh(tmp_path):
