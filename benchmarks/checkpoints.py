@@ -56,9 +56,9 @@ def main() -> None:
     config = TrainConfig(
         name="checkpoints",
         model=model,
-        grid=GridDiTConfig("none"),  # so that little trains
+        grid=GridDiTConfig("none"),
         data=PipelineConfig(source=ShiftAndRoll("plain"), views=2, times=2, batch_size=1),
-        trains="sync_and_conditions",
+        trains="attention",
         eval_grids=1,
     )
     preparing.describe_cost = lambda *_: ""  # which compiles

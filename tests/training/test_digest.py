@@ -11,7 +11,7 @@ from fourreal.training.digest import digests
 
 
 def expected(x: np.ndarray) -> int:
-    """sum_i mix(bits(x_i) xor mix(i)) mod 2^32, in integers without bound."""
+    """sum_i mix(bits(x_i) xor c i) mod 2^32, in integers without bound."""
     bits = np.ascontiguousarray(x).view(f"uint{8 * min(x.dtype.itemsize, 4)}").ravel()
 
     def mix(value: int) -> int:
@@ -19,7 +19,7 @@ def expected(x: np.ndarray) -> int:
             value = ((value ^ (value >> shift)) * factor) % 2**32
         return value
 
-    return sum(mix(int(value) ^ mix(place)) for place, value in enumerate(bits)) % 2**32
+    return sum(mix(int(value) ^ (0x9E3779B1 * place % 2**32)) for place, value in enumerate(bits)) % 2**32
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])

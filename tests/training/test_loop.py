@@ -226,12 +226,12 @@ def test_frozen_part_of_the_weights_is_written_once_and_a_copy_of_the_folder_sam
 
 
 def test_run_saves_after_minutes_too(from_base, tmp_path, monkeypatch):
-    config = dataclasses.replace(GRID, save_every=100, save_minutes=1, eval_every=0, optim=CLIPS.optim)
+    config = dataclasses.replace(GRID, save_every=100, save_minutes=60, eval_every=0, optim=CLIPS.optim)
     save, overdue, saved = preparing.Run.save, preparing.Run.overdue, []
 
     def later(run):
-        """As if 25 s had gone by since the last look."""
-        run.saved_at -= 25
+        """As if 25 minutes had gone by since the last look."""
+        run.saved_at -= 25 * 60
         return overdue(run)
 
     def noted(run, **options):
