@@ -22,7 +22,12 @@ Digests = dict[str, jax.Array]  # by path, each a scalar, uint32
 
 def digests(tree: Any) -> Digests:
     """Of the arrays of a tree, by path; starts them, so that the arrays may be donated afterwards. All processes call it."""
-    return {jax.tree_util.keystr(path): _digest(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    found = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        digest = found[jax.tree_util.keystr(path)] = _digest(x)
+        if len(x.sharding.device_set) > 1:
+            digest.block_until_ready()  # sums over CPUs of several programs at once would wait for each other
+    return found
 
 
 def name_of(found: Digests) -> str:

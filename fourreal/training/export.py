@@ -25,9 +25,10 @@ class Export:
         """Starts to write; returns once the arrays are copied to the host. Raises OSError if this or the one before fails."""
         self.check(wait=True)
         rest = {}
-        if frozen and not self._beside:
-            found = digests(frozen)
-            self._beside = self._peers.of_first("frozen weights", lambda: f"frozen-{name_of(found)}.safetensors")
+        if frozen:
+            if not self._beside:
+                found = digests(frozen)
+                self._beside = self._peers.of_first("frozen weights", lambda: f"frozen-{name_of(found)}.safetensors")
             if not self._peers.of_first("written weights", (self._folder / self._beside).is_file):
                 rest = gather_weights(frozen)
         tensors = gather_weights(trained)

@@ -94,11 +94,7 @@ class Checkpoints:
         folder, found = self._folder / "frozen", digests(frozen)
 
         def is_there() -> bool:
-            return (
-                not find_damage(folder)
-                and bool(read_seal(folder)["arrays"])
-                and not difference(read_seal(folder), found)
-            )
+            return not find_damage(folder) and not difference(read_seal(folder), found)
 
         if not self.peers.of_first("frozen", is_there):
             ocp.save(folder, frozen, overwrite=True)
