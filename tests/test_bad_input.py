@@ -19,7 +19,6 @@ from typing import NamedTuple
 import bad_input as bad
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from fourreal import cli
 
@@ -1171,7 +1170,6 @@ def test_ctrl_c_while_training_saves_a_run_that_goes_on(sandbox):
     assert "go on with --resume" in done.stdout
     run_folder = sandbox / "new"
     assert not [path for path in run_folder.rglob("*") if re.search("tmp|partial", path.name)]
-    assert load_file(run_folder / "weights/model.safetensors")
     (steps,) = (int(path.name) for path in (run_folder / "checkpoints").iterdir())
     assert steps >= 1
 

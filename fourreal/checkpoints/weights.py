@@ -1,18 +1,20 @@
 """Weights as a folder: `model.safetensors` (bfloat16 or float32) and `config.json`. Nothing is ever unpickled or executed.
 
-Tensor names are the parameters' paths joined by dots, as in `base.blocks.attention.query.kernel`. Parameters that are cut over
-devices are written and read piece by piece, so that no device and no host that need not holds more than its share.
+Tensor names are the parameters' paths joined by dots, as in `base.blocks.attention.query.kernel`. A file may name another in
+the folder that holds the rest, as runs write a frozen base once. Parameters that are cut over devices are written and read
+piece by piece, so that no device and no host that need not holds more than its share.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
@@ -28,6 +30,7 @@ from fourreal.models.build import Params
 
 DTYPES = ("F32", "BF16", "F16")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+BESIDE = "beside"  # in a file's metadata: the name of the one that holds the rest
 
 
 def flat_names(params: Params) -> dict[str, Any]:
@@ -40,20 +43,36 @@ def save_weights(folder: str | Path, params: Params, config: dict[str, Any], dty
 
     Of several processes all call it and the first one writes.
     """
-    folder = Path(folder)
+    tensors = gather_weights(params, dtype)
+    if jax.process_index() == 0:
+        write_weights(Path(folder), tensors, config)
+
+
+def gather_weights(params: Params, dtype: str = "bfloat16") -> dict[str, np.ndarray]:
+    """Copies of whole parameters by name on the host of process 0; all call it."""
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    tensors = {name: gather(value, kind) for name, value in flat_names(params).items()}
-    if jax.process_index() > 0:
-        return
+    return {name: gather(value, kind) for name, value in flat_names(params).items()}
+
+
+def write_weights(folder: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], beside: str = "") -> None:
+    """As `save_weights`, of tensors on this host; `beside` names the file in the folder that holds the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{CONFIG}.tmp").write_text(json.dumps(stored(config), indent=2) + "\n")
-    try:
-        save_file(tensors, folder / f"{WEIGHTS}.tmp")
-    except SafetensorError as error:
-        raise WriteFailed(f"{folder / WEIGHTS} could not be written: {error}", errno_of(error)) from error
-    shutil.copymode(folder / f"{CONFIG}.tmp", folder / f"{WEIGHTS}.tmp")  # save_file makes it private to its owner
-    (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors, {BESIDE: beside} if beside else None)
     (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Writes one file, which appears complete; raises OSError where that fails."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.touch()
+    mode = partial.stat().st_mode  # save_file makes it private to its owner
+    try:
+        save_file(tensors, partial, metadata)
+    except SafetensorError as error:
+        raise WriteFailed(f"{path} could not be written: {error}", errno_of(error)) from error
+    partial.chmod(mode)
+    partial.replace(path)
 
 
 def gather(x: Any, kind: np.dtype) -> np.ndarray | None:
@@ -123,6 +142,15 @@ def open_weights(folder: str | Path) -> Iterator[dict[str, StoredTensor]]:
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise MissingFile(f"{folder} holds no {WEIGHTS}: expected a folder of weights")
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for path in _files(Path(folder)):
+            found |= stack.enter_context(_open_tensors(path))
+        yield found
+
+
+@contextlib.contextmanager
+def _open_tensors(path: Path) -> Iterator[dict[str, StoredTensor]]:
     try:
         with read_again(lambda: safe_open(path, "numpy")) as file:
             slices = {renamed(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
@@ -132,10 +160,32 @@ def open_weights(folder: str | Path) -> Iterator[dict[str, StoredTensor]]:
                     raise UserError(f"{path}: the tensor {name} is {dtype}, expected {expected}; convert it")
             yield {name: StoredTensor(path, name, tuple(tensor.get_shape()), tensor) for name, tensor in slices.items()}
     except SafetensorError as error:
-        raise UserError(f"{path} is broken ({error}): copy the file again") from error
+        raise _broken(path, error) from error
 
 
-def read_placed(tensor: StoredTensor | np.ndarray | jax.Array, place: NamedSharding) -> jax.Array:
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its tensors. Raises MissingFile for one that is named and not there."""
+    path = folder / WEIGHTS
+    try:
+        with read_again(lambda: safe_open(path, "numpy")) as file:
+            beside = (file.metadata() or {}).get(BESIDE, "")
+    except SafetensorError as error:
+        raise _broken(path, error) from error
+    if not beside:
+        return [path]
+    rest = folder / Path(beside).name
+    if not rest.is_file():
+        raise MissingFile(f"{folder} lacks {rest.name}, the rest of {WEIGHTS}: copy the folder as a whole")
+    return [path, rest]
+
+
+def _broken(path: Path, error: SafetensorError) -> UserError:
+    return UserError(f"{path} is broken ({error}): copy the file again")
+
+
+def read_placed(
+    tensor: StoredTensor | np.ndarray | jax.Array, place: NamedSharding, dtype: Any = jnp.float32
+) -> jax.Array:
     """A tensor of a file, or an array, where it lives; each process reads what its devices hold, the same part once."""
     if isinstance(tensor, jax.Array):
         return jax.device_put(tensor, place)
@@ -144,7 +194,7 @@ def read_placed(tensor: StoredTensor | np.ndarray | jax.Array, place: NamedShard
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((at.start, at.stop) for at in index)
         if key not in parts:
-            parts[key] = tensor[index]
+            parts[key] = tensor[index].astype(dtype, copy=False)
         return parts[key]
 
     return jax.make_array_from_callback(tensor.shape, place, part)
@@ -171,5 +221,7 @@ def fit_weights(tensors: dict[str, StoredTensor | np.ndarray], shapes: Params, s
 
 
 def weights_hash(folder: str | Path) -> str:
-    """SHA-256 of the weights file, in hex."""
-    return file_hash(Path(folder) / WEIGHTS)
+    """SHA-256 of the weights file, in hex; of two files' hashes, where one holds the rest."""
+    hashes = [file_hash(Path(folder) / WEIGHTS)]
+    hashes += [file_hash(path) for path in _files(Path(folder))[1:]]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

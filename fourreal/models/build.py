@@ -1,11 +1,11 @@
 """Models from their configs, apart from their values: the module's structure and its parameters as a plain nested dict."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 
 from fourreal.models.grid_dit import GridDiT, GridDiTConfig
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
@@ -32,9 +32,22 @@ def model_table(base: VideoDiTConfig, grid: GridDiTConfig) -> Table:
     return parameter_table(nnx.eval_shape(lambda: build_model(base, grid)))
 
 
-def fresh_params(base: VideoDiTConfig, grid: GridDiTConfig, seed: int, shardings: Any = None) -> Params:
-    """Freshly initialised parameters, made where `shardings`, a tree like theirs, says; the same values anywhere."""
-    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(build_model(base, grid, seed))), out_shardings=shardings)()
+def fresh_params(
+    base: VideoDiTConfig, grid: GridDiTConfig, seed: int, shardings: Any = None, names: Collection[str] | None = None
+) -> Params:
+    """Freshly initialised parameters, made where `shardings`, a tree like theirs, says; the same values anywhere.
+
+    `names`: only those of such dotted names are made.
+    """
+
+    def make() -> Params:
+        params = nnx.to_pure_dict(nnx.state(build_model(base, grid, seed)))
+        if names is None:
+            return params
+        flat = traverse_util.flatten_dict(params, sep=".")
+        return traverse_util.unflatten_dict({name: flat[name] for name in names}, sep=".")
+
+    return jax.jit(make, out_shardings=shardings)()
 
 
 def make_forward(graph: nnx.GraphDef) -> Callable[..., jax.Array]:

@@ -35,6 +35,8 @@ class Claim(NamedTuple):
     """the mesh axes that cut it"""
     group: str
     """what it trains with: base, attention, sync, conditions"""
+    dtype: Any = jnp.float32
+    """what its module computes with, in which it is held where it does not train"""
 
 
 Table = Mapping[str, Claim]  # by path, joined by dots
@@ -55,15 +57,22 @@ def claims(module: nnx.Module, path: str = "", stacked: bool = False, group: str
 
 def parameter_table(model: nnx.Module) -> Table:
     """The claims on every parameter of a model. Raises TypeError for a parameter that no module claims."""
-    found = claims(model)
-    table = {}
+    found, dtypes, table = claims(model), matmul_dtypes(model), {}
     for path in traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)), sep="."):
         if path not in found:
             raise TypeError(
                 f"no module claims the parameter {path}: add it to the `layout` of the module that makes it"
             )
-        table[path] = found[path]
+        table[path] = found[path]._replace(dtype=dtypes.get(path, jnp.float32))
     return table
+
+
+def matmul_dtypes(module: nnx.Module, path: str = "") -> dict[str, Any]:
+    """What the linear maps in a module compute with, by their parameters' paths: these see their parameters in no other."""
+    if type(module) is nnx.Linear:
+        return {f"{path}{name}": jnp.dtype(module.dtype) for name in ("kernel", "bias")}
+    children = ((name, child) for name, child in vars(module).items() if isinstance(child, nnx.Module))
+    return {at: dtype for name, child in children for at, dtype in matmul_dtypes(child, f"{path}{name}.").items()}
 
 
 def gather_layer(layer: tuple, dtype: jnp.dtype) -> tuple:
@@ -137,9 +146,13 @@ def placed_shapes(tree: Any, table: Table) -> Any:
     return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, shardings(tree, table))
 
 
-def jit_placed(function: Callable[..., Any], table: Table, *arguments: Any) -> Callable[..., Any]:
-    """`function` jitted, so that the parameters (or state) it returns for such arguments are made where they live."""
-    return jax.jit(function, out_shardings=shardings(jax.eval_shape(function, *arguments), table))
+def jit_placed(function: Callable[..., Any], table: Table, *arguments: Any, donate: bool = False) -> Callable[..., Any]:
+    """`function` jitted, so that the parameters (or state) it returns for such arguments are made where they live.
+
+    `donate`: the first argument may become part of what it returns.
+    """
+    places = shardings(jax.eval_shape(function, *arguments), table)
+    return jax.jit(function, out_shardings=places, donate_argnums=(0,) if donate else ())
 
 
 def batch_shapes(part: Any, axes: Any, parts: int, lead: int) -> Any:

@@ -1,9 +1,6 @@
-"""Whether the copies of a state along the mesh's axis `data` are the same, by one number a device, of the bits that it holds.
+"""Whether the copies of a state along the mesh's axis `data` are the same, by a digest of what each device holds.
 
-    digest of an array on a device = sum of bits_i (2 i + 1),   of a state = sum of digest_k (2 k + 1),   both modulo 2^32
-
-The weights are odd, so any one number that differs shows. A chip that computes wrongly, or an exchange that went wrong, leaves
-copies that drift apart in silence.
+A chip that computes wrongly, or an exchange that went wrong, leaves copies that drift apart in silence.
 """
 
 from collections.abc import Callable
@@ -16,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, UInt32
 
+from fourreal.parallel.digest import digest
 from fourreal.parallel.mesh import AXES
 
 
@@ -23,20 +21,11 @@ def make_digests(tree: Any) -> Callable[[Any], UInt32[Array, "data fsdp grid ten
     """A compiled function of trees placed as this one, of numbers: the digest of each device of the ambient mesh."""
 
     def of_shards(tree: Any) -> jax.Array:
-        shards = jax.tree.leaves(tree)
-        return _weighted(jnp.stack([_weighted(_bits(shard)) for shard in shards])).reshape((1,) * len(AXES))
+        return digest(jnp.stack([digest(shard) for shard in jax.tree.leaves(tree)])).reshape((1,) * len(AXES))
 
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, tree)
     mapped = jax.shard_map(of_shards, in_specs=(specs,), out_specs=P(*AXES), check_vma=False)
     return jax.jit(mapped, out_shardings=NamedSharding(jax.sharding.get_mesh(), P()))  # every process reads all
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32).reshape(-1)
-
-
-def _weighted(x: jax.Array) -> jax.Array:
-    return jnp.sum(x * (2 * jnp.arange(x.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
 
 def odd_processes(found: UInt32[np.ndarray, "data fsdp grid tensor"]) -> list[int]:

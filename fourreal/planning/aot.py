@@ -175,9 +175,10 @@ def batch_of(question: Question) -> dict[str, Any]:
 def describe_step(question: Question) -> dict[str, Any]:
     """Compiles the training step here and now, and returns what it needs; all numbers are of one step.
 
-    `flops` are the model's, without recomputation; `executed` those of the program, of all devices together. `memory`,
-    `traffic` and `collectives` are of one device. `coordinates` are the places on the torus of the first slice's devices.
-    For GPUs, memory and traffic are estimates and collectives those of XLA's program for as many CPUs.
+    `flops` are the model's, without recomputation; `executed` those of the program, of all devices together. `checkpoint` and
+    `frozen_bytes` are bytes of a save and of what is saved once. `memory`, `traffic` and `collectives` are of one device.
+    `coordinates` are the places on the torus of the first slice's devices. For GPUs, memory and traffic are estimates and
+    collectives those of XLA's program for as many CPUs.
     """
     import jax
 
@@ -191,7 +192,7 @@ def describe_step(question: Question) -> dict[str, Any]:
     from fourreal.planning.traffic import memory_traffic
     from fourreal.training.compiled import tokens_of, trace_step
     from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
-    from fourreal.training.state import fresh_state
+    from fourreal.training.state import checkpoint_bytes, fresh_state
     from fourreal.training.step import fusion_of, input_axes, make_train_step
 
     config, model = question.config, question.config.model
@@ -213,6 +214,8 @@ def describe_step(question: Question) -> dict[str, Any]:
         "tokens": tokens_of(config, inputs["frames"]),
         "trained": _count(state["params"]),
         "frozen": _count(state["frozen"]),
+        "checkpoint": checkpoint_bytes(state),
+        "frozen_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state["frozen"])),
         "flops": matmul_flops(plain, state, inputs),
     }
     mesh = make_mesh(config.mesh, topology_devices(topology) if for_tpu else stand_ins(topology.devices))

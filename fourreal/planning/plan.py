@@ -47,6 +47,8 @@ class Plan:
     """height and width of a frame in pixels, or in latent pixels; none: as the data set has them"""
     search: float = 300.0
     """seconds to look for settings that fit, where these do not"""
+    disk_gbps: float = 1.0
+    """GB/s at which all hosts together write and read checkpoints"""
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> "Plan":
@@ -57,9 +59,12 @@ class Plan:
         """Prints the table; raises ValueError for a step that does not fit, with settings that do."""
         if not self.topology:
             raise UserError("name the chips with --topology, as v5e:4x4 or h100:8")
+        if not 0 < self.disk_gbps < math.inf:
+            raise UserError(f"disk_gbps is {self.disk_gbps}: give a number above 0")
         topology = parse_topology(self.topology, self.slices)
         height, width = self.size or stored_size(self.config)
-        print(report(self.config, topology, fitting_step(self.config, topology, (height, width), self.search)))
+        step = fitting_step(self.config, topology, (height, width), self.search)
+        print(report(self.config, topology, step, self.disk_gbps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Step:
     tokens: int
     trained: int
     frozen: int
+    checkpoint: int
+    frozen_bytes: int
     flops: int
     executed: int
     arguments: int
@@ -104,7 +111,10 @@ def plan_step(config: TrainConfig, topology: Topology, size: tuple[int, int]) ->
     return Step(
         **{
             name: answer[name]
-            for name in ("tokens", "trained", "frozen", "flops", "executed", "traffic", "mesh", "kernel")
+            for name in (
+                *("tokens", "trained", "frozen", "checkpoint", "frozen_bytes"),
+                *("flops", "executed", "traffic", "mesh", "kernel"),
+            )
         },
         arguments=memory["arguments"],
         temporaries=memory["temporaries"],
@@ -191,7 +201,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def report(config: TrainConfig, topology: Topology, step: Step) -> str:
+def report(config: TrainConfig, topology: Topology, step: Step, disk_gbps: float = Plan.disk_gbps) -> str:
     """The table of a step, as text."""
     chip, seconds, (count, views, times) = topology.chip, step.seconds, aot.largest_cut(config.data)
     several = f" x {topology.slices} slices" if topology.slices > 1 else ""
@@ -208,6 +218,7 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
             f"arguments {binary(step.arguments)}, temporaries {binary(step.temporaries)}, "
             f"peak {binary(step.peak)} of {binary(chip.usable / chip.devices)} a device",
         ),
+        ("checkpoint", checkpoint_row(step, disk_gbps)),
         *collective_rows(step.collectives),
         (
             "time",
@@ -220,6 +231,14 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
         *([] if chip.sides else [("", line) for line in OF_GPUS]),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
+def checkpoint_row(step: Step, disk_gbps: float) -> str:
+    """Bytes and seconds of a save, the frozen part that is written once, and a resume, which reads both."""
+    save, resume = (size / disk_gbps / 1e9 for size in (step.checkpoint, step.checkpoint + step.frozen_bytes))
+    once = f", once {binary(step.frozen_bytes)} of the frozen part" if step.frozen_bytes else ""
+    seconds = f"at {disk_gbps:g} GB/s {save:.3g} s to write beside the steps, {resume:.3g} s to resume"
+    return f"{binary(step.checkpoint)}{once}; {seconds}"
 
 
 def repeated(config: TrainConfig, step: Step) -> list[str]:

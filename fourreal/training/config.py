@@ -72,6 +72,10 @@ class TrainConfig:
     """validation grids"""
     save_every: int = 500
     """steps between checkpoints; one is always saved at the end"""
+    save_minutes: float = 0.0
+    """minutes after a checkpoint when another one is saved at the latest; 0: only the steps count"""
+    keep_every: int = 0
+    """checkpoints of whole multiples of so many steps stay for good, of the others the newest two; 0: none"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
     wandb: str = ""
@@ -101,13 +105,19 @@ class TrainConfig:
             ("save_every", 1),
             ("log_every", 1),
             ("eval_every", 0),
+            ("keep_every", 0),
             ("profile_steps", 0),
             ("replicas_every", 0),
         ):
             if getattr(self, field) < least:
                 raise UserError(f"{field} is {getattr(self, field)}: give {least} or more")
-        if not 0 <= self.watchdog_minutes < math.inf:
-            raise UserError(f"watchdog_minutes is {self.watchdog_minutes}: give 0 or more")
+        for field in ("watchdog_minutes", "save_minutes"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UserError(f"{field} is {getattr(self, field)}: give 0 or more")
+        if self.keep_every % self.save_every:
+            raise UserError(
+                f"keep_every is {self.keep_every}: give a multiple of save_every, which is {self.save_every}"
+            )
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}: give 0 to 2^32 - 1")
         if self.loss.gap and not isinstance(self.grid.make_fusion(), TwoStreams):

@@ -1,8 +1,11 @@
 """Where a fresh run's parameters come from: initialisation, or the weights that `--init-from` names."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 from flax import traverse_util
 
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, weights_folder
@@ -22,8 +25,12 @@ FREE = (
 )  # of a base: may differ, or the shapes show it
 
 
-def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = None) -> tuple[Params, str]:
+def initial_params(
+    spec: ModelSpec, seed: int, init_from: str | Path | None = None, dtypes: Mapping[str, Any] = {}
+) -> tuple[Params, str]:
     """The parameters before step 0, and one line that says where they are from.
+
+    `dtypes` says what they are held in where that is not float32. Beside them one tensor at most is in memory.
 
     Weights of a base alone, or of another fusion, start a grid model: the sync layers stay fresh, and so do maps of hints and
     cameras that the weights lack. Raises ValueError for any other difference between the two models.
@@ -53,11 +60,16 @@ def initial_params(spec: ModelSpec, seed: int, init_from: str | Path | None = No
             if (name in wanted) != (name in found) and group not in OWN:
                 lacking = "lacks" if name in wanted else "has beyond this config"
                 raise UserError(f"--init-from {init_from} {lacking} the tensor {name}: take weights of the same base")
-        params = {name: read_placed(found[name], places[name]) for name in wanted if name in found}
+        params = {
+            name: read_placed(found[name], places[name], dtypes.get(name, jnp.float32))
+            for name in wanted
+            if name in found
+        }
     missing = [name for name in wanted if name not in params]
     if missing:
-        fresh = flat_names(fresh_params(spec.model, spec.grid, seed, layout.shardings(shapes, table)))
-        params |= {name: fresh[name] for name in missing}
+        missing_places = traverse_util.unflatten_dict({name: places[name] for name in missing}, sep=".")
+        fresh = flat_names(fresh_params(spec.model, spec.grid, seed, missing_places, missing))
+        params |= {name: value.astype(dtypes.get(name, jnp.float32)) for name, value in fresh.items()}
     line = f"{len(wanted) - len(missing)} of {len(wanted)} tensors from {init_from}"
     for word, names in (("fresh", missing), ("not taken", [name for name in found if name not in wanted])):
         if names:

@@ -5,8 +5,9 @@ Order of operations; resuming relies on it:
   2. batch s + 1 is taken from the prefetcher and the numbers of step s - 1 are fetched while step s runs
   3. after s + 1 steps: metrics, then evaluators, then checkpoint, each at its own interval
 So a checkpoint of n steps holds everything that comes of the first n batches, and the device never waits for the host.
-SIGTERM and Ctrl-C save and stop. Steps with numbers that are not finite are skipped, or undone with their data, within a budget
-(`bad_steps.py`); beyond it the run saves and stops. A write that fails stops the run; its checkpoints stay.
+SIGTERM and Ctrl-C save and stop; they write no weights, which a later save does. Steps with numbers that are not finite are
+skipped, or undone with their data, within a budget (`bad_steps.py`); beyond it the run saves and stops. A write that fails
+stops the run; its checkpoints stay.
 A folder has one run at a time.
 
 Several processes run the same loop in step. Process 0 alone decides about the folder, writes and prints; checkpoints are
@@ -108,9 +109,11 @@ def train(run: Run, stop: StopSignal) -> None:
         f"{trained} steps in {took:.0f} s, {trained * config.data.batch_size / took:.2f} grids/s with validation, "
         f"{run.pace.all_waited / took:.1%} of the time waiting for data"
     )
-    print(
-        f"weights: {run.folder / RUN_WEIGHTS}" + ("" if run.done == config.steps else "; stopped, go on with --resume")
-    )
+    weights = run.folder / RUN_WEIGHTS
+    if run.done == config.steps:
+        print(f"weights: {weights}")
+    else:
+        print(f"stopped, go on with --resume; the next save writes {weights} (--resume --steps {run.done} that alone)")
 
 
 def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Profile, progress: tqdm) -> None:
@@ -126,13 +129,13 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
         cost = run.steps.cost(run.state, run.batch)
         run.state, metrics = run.steps(run.state, run.batch)
         profile.after(number, metrics)
-        stopping = stop.reached(next(dispatched)) or number == config.steps
-        evaluating = number == config.steps or (config.eval_every and number % config.eval_every == 0)
-        saving = stopping or number % config.save_every == 0
+        last, stopped = number == config.steps, stop.reached(next(dispatched))
+        evaluating = last or (config.eval_every and number % config.eval_every == 0)
+        saving = last or stopped or number % config.save_every == 0 or run.overdue()
         checking = run.digests and (saving or number % config.replicas_every == 0)
         found = run.digests(run.state) if checking else None
         run.done = number
-        run.checkpoints.check()
+        run.check()
         run.watchdog.at(number, "waiting for data")
         asked = time.monotonic()
         run.batch = next(run.batches)
@@ -147,11 +150,13 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
         if evaluating:
             evaluate(run, progress)
             run.pace.lap("validation")
+        if stopped and not last:
+            progress.write(f"stopping after {number} steps: {run.expected_save()}")
         if saving:
-            run.save()
+            run.save(weights=last or not stopped)
             run.bad = 0
             run.pace.lap("saving")
-        if stopping:
+        if stopped:
             return
 
 

@@ -2,11 +2,13 @@
 
 The state holds step, trained parameters, average and optimizer. A frozen base never changes, so it is saved once, apart.
 
-A checkpoint counts once it is sealed: the last file in its folder lists the digests of all others. So whatever a kill, a full
-disk or a power cut leaves behind is noticed before it is read, and the checkpoint before takes its place. So it does where
-files cannot be read, which the next start tries again.
+A checkpoint counts once it is sealed: the last file in its folder lists the sizes of all others and the digests of the arrays,
+which the devices computed (see `digest.py`): nothing is read to seal it. Sizes are checked before a checkpoint is read, so
+whatever a kill or a full disk leaves behind is noticed, and all arrays after it was. Where either fails, or files cannot be
+read, the checkpoint before takes its place; what could not be read the next start tries again.
 
-Of several processes each writes what its devices hold; the first one judges, deletes, and seals once all have finished.
+Of several processes each writes and reads what its devices hold; the first one judges, deletes, and seals once all have
+finished.
 """
 
 import dataclasses
@@ -14,14 +16,19 @@ import json
 import logging
 import os
 import shutil
+import time
+import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
-from fourreal.errors import UserError, WriteFailed, one_line
+from fourreal.errors import FAULTS, Damaged, UserError, WriteFailed, one_line
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.retry import errno_of, file_hash, read_again
+from fourreal.parallel.digest import Digests, digests
 from fourreal.training.state import State
 
 KEPT = 2  # newest checkpoints that stay
@@ -40,17 +47,21 @@ class Checkpoints:
 
     folder: Path
     peers: Peers = ALONE
+    keep_every: int = 0  # those of whole multiples of so many steps stay, too; 0: none
     done: int | None = dataclasses.field(init=False)
+    seconds: float = dataclasses.field(default=0.0, init=False)  # that the last save took
 
     def __post_init__(self):
         for name in ("absl", "asyncio"):  # orbax reports every save, and a failed one many times; it is raised here
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._folder = Path(self.folder).absolute()
         self.done = self.peers.of_first("newest", lambda: drop_broken(self._folder / CHECKPOINTS))
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(KEPT)] + ([policies.EveryNSteps(self.keep_every)] if self.keep_every else [])
         self._manager = ocp.training.Checkpointer(
             self._folder / CHECKPOINTS,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
         self._sealer = ThreadPoolExecutor(1)
@@ -64,21 +75,37 @@ class Checkpoints:
         self.check(wait=True)
         if step == self.done:
             return
+        began = time.monotonic()
         state = dict(state)
         frozen = state.pop("frozen")
         state.pop("codec")  # the config's own
         try:
             if frozen and self.done is None:
-                ocp.save(self._folder / "frozen", frozen, overwrite=True)
-                self.peers.of_first("frozen", lambda: seal(self._folder / "frozen"))
+                self._save_frozen(frozen)
+            found = digests(state)
             saving = self._manager.save_async(step, state)
         except Exception as error:
             raise _failure(step, error) from error
-        self._saving = step, self._sealer.submit(self._finish, step, saving)
+        listed = described(state)
+        self._saving = step, self._sealer.submit(self._finish, step, saving, listed, found, began)
 
-    def _finish(self, step: int, saving: ocp.AsyncResponse) -> None:
+    def _save_frozen(self, frozen: State) -> None:
+        """Writes the frozen part, unless it is there."""
+        folder, found = self._folder / "frozen", digests(frozen)
+
+        def is_there() -> bool:
+            return not find_damage(folder) and not difference(read_seal(folder), found)
+
+        if not self.peers.of_first("frozen", is_there):
+            ocp.save(folder, frozen, overwrite=True)
+            self.peers.of_first("frozen", lambda: seal(folder, described(frozen), found))
+
+    def _finish(
+        self, step: int, saving: ocp.AsyncResponse, listed: dict[str, list], found: Digests, began: float
+    ) -> None:
         saving.result()
-        self.peers.of_first("sealed", lambda: seal(self._folder / CHECKPOINTS / str(step)))
+        self.peers.of_first("sealed", lambda: seal(self._folder / CHECKPOINTS / str(step), listed, found))
+        self.seconds = time.monotonic() - began
 
     def check(self, wait: bool = False) -> None:
         """Raises WriteFailed if the save under way has failed; `wait`: waits for it."""
@@ -91,32 +118,65 @@ class Checkpoints:
             self.done = step
 
     def restore(self, shapes: State) -> State:
-        """The newest state, laid out as `shapes` (a tree of `jax.ShapeDtypeStruct`, sharded or not).
+        """The newest state, laid out as `shapes` (a tree of `jax.ShapeDtypeStruct`, sharded or not); `done` says which.
 
-        Raises UserError for other shapes, OSError where files cannot be read.
+        One that cannot be read, or not as it was written, is set aside for the one before, with a line. Raises UserError for
+        other shapes and where none is whole, OSError where none can be read.
         """
         shapes = dict(shapes)
         frozen = shapes.pop("frozen")
         shapes.pop("codec")
-        damage = self.peers.of_first("damage", lambda: find_damage(self._folder / "frozen") if frozen else "")
-        if damage:
-            raise UserError(
-                f"{self.folder / 'frozen'}, which all checkpoints need, is broken ({damage}): put a copy back, or start "
-                "again with --overwrite"
-            )
+        folder = self._folder / "frozen"
+        if frozen:
+            if damage := self.peers.of_first("damage", lambda: find_damage(folder)):
+                raise _broken_frozen(folder, damage)
+            frozen, failure = self._load(folder, frozen)
+            if failure:
+                raise failure if isinstance(failure, OSError) else _broken_frozen(folder, str(failure))
+        failures: dict[int, Exception] = {}
+        step = self.done
+        while True:
+            state, failure = self._load(self._folder / CHECKPOINTS / str(step), shapes)
+            if not failure:
+                break
+            failures[step] = failure
+            step = self.peers.of_first("before", lambda: newest_before(self._folder / CHECKPOINTS, failures))
+        if failures:
+            self.peers.of_first("aside", lambda: set_aside(self._folder / CHECKPOINTS, failures, step))
+            self._manager.reload()
+        self.done = step
+        return state | {"frozen": frozen}
+
+    def _load(self, folder: Path, shapes: State) -> tuple[State, None] | tuple[None, Exception]:
+        """A sealed folder's arrays, or what reading them failed by: OSError, or Damaged. Raises UserError for other shapes."""
+        listed = described(shapes)
+        known = self.peers.of_first("fits", lambda: check_fit(folder, listed))
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})  # nobody waits for another
+        state, failure = None, None
 
         def load() -> State:
-            state = self._manager.load(self.done, shapes)
-            return state | {"frozen": ocp.load(self._folder / "frozen", frozen) if frozen else {}}
+            with ocp.Context(multiprocessing_options=alone):
+                return ocp.load(folder, shapes)
 
         try:
-            # of several processes one cannot load again alone: orbax has them wait for each other
-            return read_again(load, () if self.peers.count > 1 else None)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"the checkpoint in {self.folder} does not fit this config ({' '.join(str(error).split())[:200]}): resume "
-                "with the config that the run was started with"
-            ) from error
+            state = read_again(load)
+        except (RuntimeError, MemoryError):  # of a device, say
+            raise
+        except Exception as error:
+            number = errno_of(error)
+            failure = [one_line(error)[:120], number if number in FAULTS else None]
+        failure = next(filter(None, self.peers.exchange("loaded", failure)), None)
+        if failure and not known and failure[1] is None:
+            raise _misfit(folder, failure[0])
+        if not failure:
+            found = digests(state)
+            damage = self.peers.of_first("compared", lambda: difference(read_seal(folder), found))
+            failure = damage and [damage, None]
+        if not failure:
+            return state, None
+        text, number = failure
+        return None, OSError(number, text) if number else Damaged(text)
 
     def close(self) -> None:
         """Waits for the save under way; raises WriteFailed if it fails."""
@@ -128,10 +188,11 @@ class Checkpoints:
 
 
 def drop_broken(folder: Path) -> int | None:
-    """Number of the newest whole checkpoint in a folder, after deleting the broken newer ones; None where there is none.
+    """Number of the newest checkpoint in a folder that is whole by its sizes, after deleting newer ones that are not; None
+    where there is none.
 
-    One that cannot be read is set aside until the next call. A first one without a seal is one that a kill has cut off; where
-    a seal shows that there was a whole one, UserError. Raises OSError where none can be read.
+    One whose seal cannot be read is set aside until the next call. A first one without a seal is one that a kill has cut off;
+    where a seal shows that there was a whole one, UserError. Raises OSError where none can be read.
     """
     for path in folder.glob(f"*{UNREADABLE}"):
         saved_again = path.with_suffix("")
@@ -139,9 +200,8 @@ def drop_broken(folder: Path) -> int | None:
         shutil.rmtree(path if whole else saved_again, ignore_errors=True)
         if not whole:
             path.rename(saved_again)
-    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
     broken, unreadable = {}, {}
-    for step in steps:
+    for step in _steps(folder):
         try:
             damage = find_damage(folder / str(step))
         except OSError as error:
@@ -149,56 +209,148 @@ def drop_broken(folder: Path) -> int | None:
             continue
         if not damage:
             break
-        broken[step] = damage
+        broken[step] = Damaged(damage)
     else:
         step = None
-        if unreadable:
-            raise next(iter(unreadable.values()))
-        if any((folder / str(one) / SEAL).is_file() for one in broken):
-            listed = "; ".join(f"{one}: {damage}" for one, damage in broken.items())
-            raise UserError(
-                f"every checkpoint in {folder} is broken ({listed}): put a copy back, or start again with --overwrite"
-            )
-    before = "there is none before it" if step is None else f"going back to the one of {step} steps"
+        if unreadable or any((folder / str(one) / SEAL).is_file() for one in broken):
+            raise none_left(folder, broken | unreadable)
     for newer, damage in broken.items():
-        print(f"the checkpoint of {newer} steps is broken ({damage}): {before}")
+        print(f"the checkpoint of {newer} steps is broken ({damage}): {_before(step)}")
         shutil.rmtree(folder / str(newer))
-    for newer, error in unreadable.items():
-        kept = f"it stays as {newer}{UNREADABLE}, and the next start tries it again"
-        print(f"the checkpoint of {newer} steps cannot be read ({one_line(error)}): {before}; {kept}")
-        (folder / str(newer)).rename(folder / f"{newer}{UNREADABLE}")
+    set_aside(folder, unreadable, step)
     return step
 
 
-def seal(folder: Path) -> None:
-    """Writes the digests of a folder's files into it."""
+def newest_before(folder: Path, failures: dict[int, Exception]) -> int:
+    """Number of the newest checkpoint that is older than those that failed and whole by its sizes; raises where none is."""
+    for step in _steps(folder):
+        if step < min(failures):
+            try:
+                damage = find_damage(folder / str(step))
+            except OSError as error:
+                failures = failures | {step: error}
+                continue
+            if not damage:
+                return step
+            failures = failures | {step: Damaged(damage)}
+    raise none_left(folder, failures)
+
+
+def none_left(folder: Path, failures: dict[int, Exception]) -> Exception:
+    """The error of a folder whose checkpoints all fail: OSError where one cannot be read, which a new start may mend."""
+    listed = "; ".join(f"{step}: {failure}" for step, failure in failures.items())
+    unreadable = [failure for failure in failures.values() if isinstance(failure, OSError)]
+    return next(iter(unreadable), None) or UserError(
+        f"every checkpoint in {folder} is broken ({listed}): put a copy back, or start again with --overwrite"
+    )
+
+
+def set_aside(folder: Path, failures: dict[int, Exception], step: int | None) -> None:
+    """Renames the checkpoints that could not be read, in whose place that of `step` steps comes, until the next start."""
+    for newer, failure in failures.items():
+        kept = f"it stays as {newer}{UNREADABLE}, and the next start tries it again"
+        print(f"the checkpoint of {newer} steps cannot be read ({one_line(failure)}): {_before(step)}; {kept}")
+        (folder / str(newer)).rename(folder / f"{newer}{UNREADABLE}")
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+
+
+def _before(step: int | None) -> str:
+    return "there is none before it" if step is None else f"going back to the one of {step} steps"
+
+
+def described(tree: Any) -> dict[str, list]:
+    """Type and shape of the arrays of a tree, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): [str(x.dtype), list(x.shape)] for path, x in leaves}
+
+
+def seal(folder: Path, listed: dict[str, list], found: Digests) -> None:
+    """Writes into a folder the sizes of its files, and types, shapes and digests of its arrays."""
+    arrays = {name: [*listed[name], int(digest)] for name, digest in found.items()}
+    sealed = {"files": _sizes(folder), "arrays": arrays}
     with open(folder / f"{SEAL}.tmp", "w") as file:
-        json.dump(_digests(folder), file)
+        json.dump({"sealed": sealed, "crc32": zlib.crc32(json.dumps(sealed).encode())}, file)
         file.flush()
         os.fsync(file.fileno())
     (folder / f"{SEAL}.tmp").replace(folder / SEAL)
 
 
-def find_damage(folder: Path) -> str:
-    """What is wrong with the files of a sealed folder; empty: nothing. Raises OSError where one cannot be read."""
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What a folder's seal says: `files` by name, and `arrays`, None under a seal of an earlier version.
+
+    Raises ValueError for a broken or missing one, OSError where it cannot be read.
+    """
     try:
-        sealed = json.loads(read_again((folder / SEAL).read_text))
-    except (FileNotFoundError, ValueError):
+        values = json.loads(read_again((folder / SEAL).read_text))
+    except FileNotFoundError as error:
+        raise ValueError from error
+    if "crc32" not in values:
+        return {"files": values, "arrays": None}
+    if zlib.crc32(json.dumps(values["sealed"]).encode()) != values["crc32"]:
+        raise ValueError
+    return values["sealed"]
+
+
+def find_damage(folder: Path) -> str:
+    """What is wrong with the files of a sealed folder by their sizes; empty: nothing. Raises OSError where one cannot be read.
+
+    A seal of an earlier version lists SHA-256 of the files, which are read for it.
+    """
+    try:
+        sealed = read_seal(folder)
+    except (ValueError, LookupError, TypeError):
         return "it was not finished"
-    found = _digests(folder)
+    expected = sealed["files"]
+    found = (
+        _sizes(folder) if sealed["arrays"] is not None else {name: file_hash(folder / name) for name in _sizes(folder)}
+    )
     damage = [
-        f"{name} is {'damaged' if name in found else 'missing'}" for name in sealed if found.get(name) != sealed[name]
+        f"{name} is {'damaged' if name in found else 'missing'}"
+        for name in expected
+        if found.get(name) != expected[name]
     ]
     return damage[0] if damage else ""
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a folder, by name."""
-    digests = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(SEAL):
-            digests[str(path.relative_to(folder))] = file_hash(path)
-    return digests
+def check_fit(folder: Path, listed: dict[str, list]) -> bool:
+    """Whether a folder's seal lists these arrays; False for one of an earlier version, UserError for one that lists others."""
+    arrays = read_seal(folder)["arrays"]
+    if arrays is None:
+        return False
+    there = {name: array[:2] for name, array in arrays.items()}
+    if there != listed:
+        name = next(name for name in there | listed if there.get(name) != listed.get(name))
+        raise _misfit(folder, f"{name} is {there.get(name)} there, {listed.get(name)} here")
+    return True
+
+
+def difference(sealed: dict[str, Any], found: Digests) -> str:
+    """Which array is not as it was sealed; empty: none, or a seal of an earlier version."""
+    arrays = sealed["arrays"] or {}
+    return next(
+        (f"{name} is damaged" for name in arrays if name not in found or arrays[name][2] != int(found[name])), ""
+    )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the files of a folder, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(SEAL))
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _misfit(folder: Path, why: str) -> UserError:
+    return UserError(
+        f"the checkpoint in {folder} does not fit this config ({why}): resume with the config that the run was started with"
+    )
+
+
+def _broken_frozen(folder: Path, damage: str) -> UserError:
+    return UserError(
+        f"{folder}, which all checkpoints need, is broken ({damage}): put a copy back, or start again with --overwrite"
+    )
 
 
 def _failure(step: int, error: Exception) -> WriteFailed:

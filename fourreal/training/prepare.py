@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS, ModelSpec
-from fourreal.checkpoints.weights import save_weights
 from fourreal.codecs import Codec
 from fourreal.data.batches import Batches
 from fourreal.diffusion.denoiser import make_denoiser
@@ -36,12 +35,21 @@ from fourreal.serialize import to_json
 from fourreal.training.bad_steps import LeftOut
 from fourreal.training.compiled import CompiledSteps, describe_cost
 from fourreal.training.config import TrainConfig
+from fourreal.training.export import Export
 from fourreal.training.initialize import initial_params
 from fourreal.training.log import MetricsWriter
 from fourreal.training.orbax import Checkpoints
 from fourreal.training.pace import Pace
 from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, make_folder
-from fourreal.training.state import State, fresh_state, join_params, split_params
+from fourreal.training.state import (
+    State,
+    checkpoint_bytes,
+    fresh_state,
+    fresh_training,
+    frozen_dtypes,
+    join_params,
+    split_params,
+)
 from fourreal.training.step import fusion_of, make_train_step
 from fourreal.training.validation import make_validation
 from fourreal.training.wandb import WandbLog, check_wandb
@@ -71,6 +79,7 @@ class Run:
     steps: CompiledSteps
     evaluators: Sequence[Evaluator]
     checkpoints: Checkpoints
+    export: Export
     writer: MetricsWriter | None
     pace: Pace
     peers: Peers
@@ -83,29 +92,32 @@ class Run:
     """of a state's copies along the mesh's axis data; None: there are none, or nobody asks"""
     bad: int = 0
     """steps that were skipped since the last checkpoint"""
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
     def average(self) -> dict[str, Any]:
         """The parameters that sampling uses."""
         return join_params(self.state["ema"], self.state["frozen"])
 
-    def save(self) -> None:
-        """Starts a checkpoint of all that is written by now, and writes the weights."""
+    def save(self, weights: bool = True) -> None:
+        """Starts a checkpoint of all that is written by now and, with `weights`, their export."""
         self.watchdog.at(self.done, "saving")
+        self.saved_at = time.monotonic()
         if self.writer:
             self.writer.sync()
         self.checkpoints.save(self.done, self.state)
-        save_weights(self.folder / RUN_WEIGHTS, self.average(), to_json(self.spec))
+        if weights:
+            self.export.start(self.state["ema"], self.state["frozen"])
         self.peers.exchange("saved")
 
     def go_back(self, bad: int) -> None:
         """To the newest checkpoint, with the data of the steps from there to step `bad` left out."""
-        done = self.checkpoints.done
-        self.left_out.add(done, bad - done)
         self.batches.close()
         fixed = {name: self.state[name] for name in ("frozen", "codec")}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         self.state = fixed  # what is not needed any more leaves room
         self.state = self.checkpoints.restore(shapes | {"frozen": {}}) | fixed
+        done = self.checkpoints.done
+        self.left_out.add(done, bad - done)
         self.done, self.bad = done, 0
         self.batches = self.data_from(done + self.left_out.offset(done))
         self.batch = next(self.batches)
@@ -114,10 +126,28 @@ class Run:
             self.writer = MetricsWriter(self.folder, done, also=self.wandb)
         self.pace.go_back(done)
 
+    def overdue(self) -> bool:
+        """Whether `save_minutes` have gone by since the last save, for all processes by the clock of the first."""
+        limit = 60 * self.config.save_minutes
+        return limit > 0 and self.peers.of_first("overdue", lambda: time.monotonic() - self.saved_at >= limit)
+
+    def expected_save(self) -> str:
+        """How large a checkpoint is, and how long the last one took."""
+        took = self.checkpoints.seconds
+        return f"a checkpoint of {checkpoint_bytes(self.state) / 1e6:,.1f} MB" + (
+            f", the last one took {took:.1f} s" if took else ""
+        )
+
+    def check(self) -> None:
+        """Raises OSError if a save under way has failed."""
+        self.checkpoints.check()
+        self.export.check()
+
     def close(self) -> None:
         """Stops the reading of data and waits for saves under way, whichever of these fails."""
         with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.close)
+            stack.callback(self.export.close)
             if self.wandb:
                 stack.callback(self.wandb.close)
             stack.callback(self.pace.close)
@@ -149,7 +179,7 @@ def prepare(
     watchdog = watchdog or Watchdog(0, "")
     watchdog.at(0, "looking at the run's folder")
     peers.of_first("folder", lambda: check_folder(config, folder, start))
-    checkpoints = Checkpoints(folder, peers) if start.resume else None
+    checkpoints = Checkpoints(folder, peers, config.keep_every) if start.resume else None
     done = (checkpoints.done or 0) if checkpoints else 0
     init_from = start.init_from
     if start.resume and not done:
@@ -168,6 +198,14 @@ def prepare(
             "give soft or hard, or --grid.matched"
         )
     check_batch(config)
+    layout.check_widths(config.model)
+    if done:
+        watchdog.at(done, "restoring")
+        state = checkpoints.restore(
+            layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
+        )
+        done = checkpoints.done  # the one before, where the newest is damaged
+        origin = f"resumed after {done} steps"
     part = layout.share_of_batch(fusion_of(config).lead, config.data.batch_size)
     data = Batches(config.data, config.model.conditions, config.codec)
     data_from = functools.partial(_batches, data, part)
@@ -178,20 +216,17 @@ def prepare(
     spec = spec_of(config, batch["frames"])
     mesh = jax.sharding.get_mesh()
     kernel = resolve_kernel(config.attention, mesh.devices.flat[0].platform, config.model.head_size, config.model.dtype)
-    layout.check_widths(config.model)
     denoiser = make_denoiser(config.model, config.grid, kernel)
     codec = config.codec.parameters()
     placed = layout.jit_placed(lambda codec: jax.tree.map(jnp.copy, codec), table, codec)  # a step donates its own
     evaluators = (*evaluators, make_validation(denoiser, config, placed(codec)))
-    watchdog.at(done, "restoring" if done else "initializing")
-    if done:
-        shapes = layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
-        state = checkpoints.restore(shapes)
-        origin = f"resumed after {done} steps"
-    else:
-        params, origin = initial_params(spec, config.seed, init_from)
-        state = layout.jit_placed(lambda params: fresh_state(params, config) | {"codec": {}}, table, params)(params)
+    if not done:
+        watchdog.at(done, "initializing")
+        params, origin = initial_params(spec, config.seed, init_from, frozen_dtypes(shapes, config))
+        trained, frozen = split_params(params, table, config.trains)
         del params
+        make = layout.jit_placed(lambda trained: fresh_training(trained, config), table, trained, donate=True)
+        state = make(trained) | {"frozen": frozen}
     state["codec"] = placed(codec)
     plain = None
     if config.model.remat != "none" and chip_of(mesh.devices.flat[0].device_kind):  # else nobody asks for the MFU
@@ -205,7 +240,7 @@ def prepare(
     peers.of_first(
         "make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from, fingerprint)
     )
-    checkpoints = checkpoints or Checkpoints(folder, peers)
+    checkpoints = checkpoints or Checkpoints(folder, peers, config.keep_every)
     digests = make_digests(state) if mesh.shape["data"] > 1 and config.replicas_every else None
     wandb = WandbLog(config.wandb, folder, config.name, to_json(config)) if config.wandb and peers.first else None
     return Run(
@@ -219,6 +254,7 @@ def prepare(
         steps=steps,
         evaluators=evaluators,
         checkpoints=checkpoints,
+        export=Export(folder / RUN_WEIGHTS, to_json(spec), peers),
         writer=MetricsWriter(folder, done, also=wandb) if peers.first else None,
         pace=Pace(folder, peers, done, since, also=wandb),
         peers=peers,

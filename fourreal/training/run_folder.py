@@ -20,6 +20,8 @@ FREE = (
     "eval_every",
     "eval_grids",
     "save_every",
+    "save_minutes",
+    "keep_every",
     "log_every",
     "profile_steps",
     "wandb",

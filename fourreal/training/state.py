@@ -3,8 +3,8 @@
     state = {"step": int32, "params": trained, "frozen": the rest, "codec": the codec's, "ema": average of trained,
              "opt": optimizer's}
 
-Gradients, optimizer and average exist for the trained part only. Plain dicts survive releases of Flax; `models/build.py` merges
-them into the module in one line.
+Gradients, optimizer and average exist for the trained part only; frozen matrices are held in the type of their matmuls. Plain
+dicts survive releases of Flax; `models/build.py` merges them into the module in one line.
 """
 
 from typing import Any
@@ -43,15 +43,34 @@ def join_params(trained: Params, frozen: Params) -> Params:
     return traverse_util.unflatten_dict(flat)
 
 
+def frozen_dtypes(shapes: Params, config: TrainConfig) -> dict[str, Any]:
+    """What the frozen parameters among such are held in, by dotted name: what their modules compute with."""
+    table = model_table(config.model, config.grid)
+    _, frozen = split_params(shapes, table, config.trains)
+    return {name: table[name].dtype for name in traverse_util.flatten_dict(frozen, sep=".")}
+
+
 def fresh_state(params: Params, config: TrainConfig) -> State:
     """The state before step 0."""
-    table = model_table(config.model, config.grid)
+    dtypes, table = frozen_dtypes(params, config), model_table(config.model, config.grid)
     trained, frozen = split_params(params, table, config.trains)
+    flat = traverse_util.flatten_dict(frozen, sep=".")
+    frozen = traverse_util.unflatten_dict({name: x.astype(dtypes[name]) for name, x in flat.items()}, sep=".")
+    return fresh_training(trained, config) | {"frozen": frozen, "codec": config.codec.parameters()}
+
+
+def fresh_training(trained: Params, config: TrainConfig) -> State:
+    """The part of the state before step 0 that training changes."""
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": trained,
-        "frozen": frozen,
-        "codec": config.codec.parameters(),
         "ema": jax.tree.map(jnp.copy, trained),
-        "opt": make_optimizer(config.optim, config.steps, table).init(trained),
+        "opt": make_optimizer(config.optim, config.steps, model_table(config.model, config.grid)).init(trained),
     }
+
+
+def checkpoint_bytes(state: State) -> int:
+    """Bytes of a checkpoint's arrays: without the frozen part, which is written once, and the codec, which is the config's."""
+    return sum(
+        x.size * x.dtype.itemsize for name in ("step", "params", "ema", "opt") for x in jax.tree.leaves(state[name])
+    )

@@ -18,6 +18,8 @@ from fourreal.checkpoints.weights import (
     read_weights,
     save_weights,
     weights_hash,
+    write_tensors,
+    write_weights,
 )
 from fourreal.host import retry
 from fourreal.models import GridDiTConfig
@@ -90,6 +92,38 @@ def test_hash_is_that_of_the_weights_alone(tiny, folder):
     assert weights_hash(folder) == before
     change(folder, lambda tensors: tensors.update({NAME: tensors[NAME] + 1}))
     assert weights_hash(folder) != before
+
+
+@pytest.fixture
+def split(tiny, folder):
+    """The folder with its tensors in two files; the dtype is the tensors' own."""
+    tensors = load_file(folder / WEIGHTS)
+    rest = {name: tensors.pop(name) for name in list(tensors) if name.startswith("base.blocks")}
+    write_tensors(folder / "frozen-0a.safetensors", rest)
+    write_weights(folder, tensors, read_config(folder), beside="frozen-0a.safetensors")
+    return folder
+
+
+def test_tensors_in_two_files_are_those_of_one(tiny, tmp_path, split):
+    spec = ModelSpec(tiny.config(hints=True), GRID, views=2, times=3, size=(4, 4))
+    save_weights(tmp_path / "whole", tiny.params(spec.model, GRID), to_json(spec), dtype="float32")
+    found, wanted = read_weights(split), read_weights(tmp_path / "whole")
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert len(load_file(split / WEIGHTS)) < len(wanted)
+
+
+def test_either_of_two_files_changes_the_hash_and_a_missing_one_is_named(split):
+    before, path = weights_hash(split), split / "frozen-0a.safetensors"
+    write_tensors(path, {name: value + 1 for name, value in load_file(path).items()})
+    assert weights_hash(split) != before
+    path.unlink()
+    for read in (read_weights, weights_hash):
+        with pytest.raises(
+            FileNotFoundError, match=r"lacks frozen-0a.safetensors, the rest of .*: copy the folder as a"
+        ):
+            read(split)
 
 
 def test_missing_tensor_is_named(tiny, folder):

@@ -322,12 +322,14 @@ def test_run_stopped_by_sigterm_to_one_process_goes_on_in_two_and_then_in_one(co
     assert 2 < stopped < STEPS and stopped == max(int(path.name) for path in (folder / "checkpoints").iterdir())
 
     # another mesh on other processes holds the same numbers: it writes the same weights
-    shutil.copytree(folder, tmp_path / "copy")
-    (tmp_path / "copy" / "weights" / "model.safetensors").unlink()
-    run = Processes(config, tmp_path / "copy", 1, 2, "--mesh.fsdp", "2", "--resume", "--steps", str(stopped))
-    assert run.wait() == [0], run.said(0)
-    weights = [path / "weights" / "model.safetensors" for path in (folder, tmp_path / "copy")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    weights = []
+    for name, meshes in (("one", ("--mesh.fsdp", "2")), ("two", ("--mesh.data", "2"))):
+        shutil.copytree(folder, tmp_path / name)
+        count = 1 + (name == "two")
+        run = Processes(config, tmp_path / name, count, 2 // count, *meshes, "--resume", "--steps", str(stopped))
+        assert run.wait() == [0] * count, run.said(0)
+        weights.append((tmp_path / name / "weights" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
     run = Processes(config, folder, 2, 1, "--mesh.data", "2", "--resume")
     run.wait_until(lambda: steps_of(folder)[-1] >= stopped + 2)
@@ -355,7 +357,7 @@ def test_missing_processes_are_named_by_those_that_are_there(config, tmp_path):
 def test_failed_write_of_training_is_for_a_new_start_to_mend_unless_the_disk_is_full(
     config, tmp_path, monkeypatch, capsys, number, code
 ):
-    def seal(_):
+    def seal(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(checkpoint, "seal", seal)

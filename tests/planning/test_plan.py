@@ -42,6 +42,8 @@ def an_answer(peak: float = 2 * GIB) -> dict:
     return {
         "tokens": 294_912,
         "trained": 2 * 10**6,
+        "checkpoint": 3 * GIB,
+        "frozen_bytes": GIB // 2,
         "frozen": 10**9,
         "flops": 16 * 197 * 10**12,
         "executed": 20 * 197 * 10**12,
@@ -73,6 +75,7 @@ def refusal(argv: list[str], capsys) -> str:
         ([], "the first argument is the config file"),
         ([NANO], "name the chips with --topology"),
         ([NANO, "--topology", "v5e:9"], "2 lengths, as v5e:2x4"),
+        ([NANO, "--topology", "v5e:4x4", "--disk-gbps", "0"], "disk_gbps is 0.0: give a number above 0"),
         ([NANO, "--topology", "v5e:4x4", "--data.source", "nowhere"], "--size HEIGHT WIDTH"),
         ([NANO, "--topology", "v5e:4x4", "--size", "64", "63"], "multiples of the patch, 8"),
         ([NANO, "--topology", "v5e:4x4", "--size", "64", "64", "--mesh.fsdp", "3"], "16 devices"),
@@ -148,6 +151,7 @@ def test_table_says_what_the_answer_says(config, answers):
     for said in (
         "v5e:4x4, 16 chips; mesh fsdp 8, grid 2; attention: splash",
         "294,912 a step",
+        "3.00 GiB, once 512.00 MiB of the frozen part; at 1 GB/s 3.22 s to write beside the steps, 3.76 s to resume",
         "2.0 M train, 1,000.0 M are frozen",
         "3.15 P a step of the model, 3.94 P with what is computed again",
         "peak 2.00 GiB of 15.75 GiB a device",

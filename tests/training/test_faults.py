@@ -160,10 +160,10 @@ def test_run_whose_newest_checkpoint_cannot_be_read_goes_on_from_the_one_before_
 ):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
-    break_file(folder / "checkpoints" / "6" / "state" / "manifest.ocdbt")
+    break_file(folder / "checkpoints" / "6" / "files.json")
     assert train(config, folder, "--resume") == 0
     said = capfd.readouterr().out
     assert "the checkpoint of 6 steps cannot be read (" in said and "going back to the one of 4 steps; it stays" in said
     assert "resumed after 4 steps" in said
-    assert (folder / "checkpoints" / "6.unreadable" / "state" / "manifest.ocdbt.whole").is_file()
+    assert (folder / "checkpoints" / "6.unreadable" / "files.json.whole").is_file()
     assert_same_run(folder, unbroken)

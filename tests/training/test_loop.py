@@ -6,8 +6,10 @@ The runs share compiled programs through JAX's compilation cache, see conftest.p
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +17,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 from scenes_in_memory import Noise, Pooling
 
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
@@ -30,8 +34,12 @@ from fourreal.host.folders import locked
 from fourreal.host.signals import StopSignal
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params, model_table, split_model
+from fourreal.parallel import layout
 from fourreal.parallel.layout import placed_shapes
+from fourreal.parallel.mesh import make_mesh
+from fourreal.sampling.load import load_pipeline
 from fourreal.serialize import to_json
+from fourreal.training import initialize
 from fourreal.training import orbax as checkpoint
 from fourreal.training import prepare as preparing
 from fourreal.training import run_folder as run_folder
@@ -204,6 +212,39 @@ def test_evaluator_given_to_a_run_sees_the_average_at_each_evaluation_and_its_nu
     np.testing.assert_array_equal(sheet[5:], validation)
 
 
+def test_frozen_part_of_the_weights_is_written_once_and_a_copy_of_the_folder_samples(unbroken, tmp_path):
+    (frozen,) = (unbroken / "weights").glob("frozen-*.safetensors")
+    assert frozen.stat().st_mtime_ns < (unbroken / "checkpoints" / "4" / checkpoint.SEAL).stat().st_mtime_ns
+    trained, rest = load_file(unbroken / "weights" / "model.safetensors"), load_file(frozen)
+    paths = state_of(unbroken).keys()
+    for part, tensors in (("ema", trained), ("frozen", rest)):
+        assert {f"['{part}']" + "".join(f"['{key}']" for key in name.split(".")) for name in tensors} == {
+            path for path in paths if path.startswith(f"['{part}']")
+        }
+    shutil.copytree(unbroken / "weights", tmp_path / "weights")
+    pipes = [load_pipeline(path) for path in (unbroken, tmp_path / "weights")]
+    assert pipes[0].weights_hash == pipes[1].weights_hash
+
+
+def test_run_saves_after_minutes_too(from_base, tmp_path, monkeypatch):
+    config = dataclasses.replace(GRID, save_every=100, save_minutes=60, eval_every=0, optim=CLIPS.optim)
+    save, overdue, saved = preparing.Run.save, preparing.Run.overdue, []
+
+    def later(run):
+        """As if 25 minutes had gone by since the last look."""
+        run.saved_at -= 25 * 60
+        return overdue(run)
+
+    def noted(run, **options):
+        saved.append(run.done)
+        save(run, **options)
+
+    monkeypatch.setattr(preparing.Run, "overdue", later)
+    monkeypatch.setattr(preparing.Run, "save", noted)
+    run(config, tmp_path / "run", from_base)
+    assert saved == [3, 6]
+
+
 def test_frozen_parameters_of_a_run_stay_at_their_initial_values(unbroken):
     initial = flat_names(fresh_params(BASE, GridDiTConfig(), GRID.seed))
     state = state_of(unbroken)
@@ -223,8 +264,15 @@ def test_run_stopped_by_a_signal_saves_and_resumes_as_if_never_stopped(
         with pytest.raises(KeyboardInterrupt) if sign == signal.SIGINT else contextlib.nullcontext():
             run(GRID, tmp_path / "run", from_base)
     assert "3 steps in" in (said := capsys.readouterr().out) and "go on with --resume" in said
+    assert re.search(r"stopping after 3 steps: a checkpoint of \d+\.\d MB, the last one took \d+\.\d s\n", said)
     assert [json.loads(line)["step"] for line in lines_of(tmp_path / "run")] == [1, 2, 3, 3]
-    assert (tmp_path / "run" / "weights").is_dir()
+    weights = tmp_path / "run" / "weights" / "model.safetensors"
+    written = weights.stat().st_mtime_ns  # those of 2 steps
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    run(dataclasses.replace(GRID, steps=3), tmp_path / "copy", Start(resume=True))
+    assert (tmp_path / "copy" / "weights" / "model.safetensors").stat().st_mtime_ns > written
+    assert weights.stat().st_mtime_ns == written < (tmp_path / "run" / "checkpoints" / "3").stat().st_mtime_ns
+    capsys.readouterr()
     run(GRID, tmp_path / "run", Start(resume=True))
     assert "resumed after 3 steps" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", unbroken)
@@ -350,10 +398,10 @@ def test_run_of_an_earlier_version_is_refused_in_one_line_and_its_weights_start_
 def test_disk_full_during_a_save_stops_the_run_whose_state_before_stays_whole(
     unbroken, from_base, tmp_path, monkeypatch
 ):
-    def full_at_4(folder):
+    def full_at_4(folder, *arrays):
         if folder.name == "4":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        seal(folder)
+        seal(folder, *arrays)
 
     seal = checkpoint.seal
     with (
@@ -469,6 +517,51 @@ def test_grid_model_starts_from_a_base_with_fresh_sync_layers(clips, tmp_path, c
     for path, value in frozen.items():
         np.testing.assert_array_equal(value, base[path.removeprefix("['frozen']").replace("']['", ".").strip("[']")])
     assert len(frozen) > 10
+
+
+def test_start_up_holds_the_state_and_one_tensor_more_with_frozen_matrices_in_the_type_of_their_matmuls(
+    tmp_path, monkeypatch
+):
+    """The model is large enough that a batch and what is told of steps count for less than half a percent."""
+    large = dataclasses.replace(BASE, width=96, depth=4, mlp_width=384, dtype="bfloat16")
+    config = dataclasses.replace(GRID, model=large, trains="sync", optim=CLIPS.optim)
+    spec = ModelSpec(large, CLIPS.grid, VIEWS, TIMES, (SIZE, SIZE))
+    base = flat_names(jax.device_get(fresh_params(large, CLIPS.grid, 1)))
+    save_weights(tmp_path / "base", fresh_params(large, CLIPS.grid, 1), to_json(spec), dtype="float32")
+    (tmp_path / "run").mkdir()
+    seen, before = [], live_bytes()
+
+    def noted(function):
+        def call(*arguments, **options):
+            result = function(*arguments, **options)
+            seen.append(live_bytes() - before)
+            return result
+
+        return call
+
+    monkeypatch.setattr(initialize, "read_placed", noted(initialize.read_placed))
+    monkeypatch.setattr(
+        layout, "jit_placed", lambda *given, make=layout.jit_placed, **more: noted(make(*given, **more))
+    )
+    monkeypatch.setattr(preparing, "describe_cost", lambda *_: "")  # which compiles
+    with jax.set_mesh(make_mesh(config.mesh)):
+        prepared = preparing.prepare(config, tmp_path / "run", Start(init_from=str(tmp_path / "base")))
+    state = prepared.state
+    prepared.close()
+    frozen = flat_names(state["frozen"])
+    assert len(seen) > len(base) and max(seen) <= 1.005 * sum(x.nbytes for x in jax.tree.leaves(state))
+    assert (
+        frozen["base.blocks.mlp.in_.kernel"].dtype == frozen["base.conditions.hints.embed.bias"].dtype == jnp.bfloat16
+    )
+    assert frozen["base.blocks.modulation"].dtype == frozen["base.time_embed.in_.kernel"].dtype == jnp.float32
+    for name, value in frozen.items():
+        np.testing.assert_array_equal(value, base[name].astype(value.dtype), err_msg=name)
+
+
+def live_bytes() -> int:
+    """Of all arrays on devices."""
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
 
 
 def test_sync_layers_of_another_fusion_with_equal_shapes_stay_fresh(tmp_path):
