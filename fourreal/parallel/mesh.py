@@ -32,7 +32,7 @@ class MeshConfig:
     fsdp: int = 1
     """examples, parameters cut"""
     grid: int = 1
-    """views and times; divides both"""
+    """views and times; one that divides both computes nothing in vain"""
     tensor: int = 1
     """heads and hidden units; divides the heads"""
 
