@@ -34,7 +34,7 @@ class MeshConfig:
     grid: int = 1
     """views and times; one that divides both computes nothing in vain"""
     tensor: int = 1
-    """heads and hidden units; divides the heads"""
+    """heads and hidden units, not the tokens between them; divides the heads"""
 
     def __post_init__(self):
         sizes = dataclasses.asdict(self)

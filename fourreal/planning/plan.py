@@ -217,7 +217,10 @@ def report(config: TrainConfig, topology: Topology, step: Step) -> str:
         ),
         ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
         ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
-        *(("", line) for line in (*roofline.ASSUMPTIONS, *repeated(config, step), *filled_up(config, step))),
+        *(
+            ("", line)
+            for line in (*roofline.ASSUMPTIONS, *repeated(config, step), *filled_up(config, step), *whole(step))
+        ),
         *([] if chip.sides else [("", line) for line in OF_GPUS]),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
@@ -243,6 +246,15 @@ def filled_up(config: TrainConfig, step: Step) -> list[str]:
         for what, count in clips.items()
         if count % grid
     ]
+
+
+def whole(step: Step) -> list[str]:
+    """A warning where the mesh has a tensor axis, which cuts less than others do."""
+    times = step.mesh["tensor"]
+    said = (
+        f"mesh.tensor {times} cuts heads and hidden units alone: each of {times} devices has all tokens and their norms"
+    )
+    return [f"{said}; fsdp and grid cut them, too"] if times > 1 else []
 
 
 def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:

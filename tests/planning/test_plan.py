@@ -175,6 +175,14 @@ def test_clips_that_do_not_exist_but_are_computed_are_mentioned(config, answers)
         assert ("does not divide 21 times: as many are computed as of 22" in table) == (times == 21)
 
 
+def test_what_a_tensor_axis_does_not_cut_is_mentioned(config, answers):
+    for tensor in (1, 2):
+        mesh = {"data": 1, "fsdp": 8 // tensor, "grid": 2, "tensor": tensor}
+        answers(lambda question, mesh=mesh: an_answer() | {"mesh": mesh})
+        table = plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
+        assert ("mesh.tensor 2 cuts heads and hidden units alone" in table) == (tensor == 2)
+
+
 @pytest.mark.parametrize(
     "said",
     [
