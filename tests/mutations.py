@@ -178,7 +178,7 @@ BREAKS = [
     ),
     Break(
         "conditions/hints.py",
-        "swap_view_time(_with_borrowed(*turned))",
+        "swap_view_time(_with_borrowed(*turned), times)",
         "_with_borrowed(grid, given, valid)",
         HINTS + "hints_are_the_nearest_given_cells_of_the_own_or_the_nearest_view_and_time",
     ),
@@ -377,7 +377,7 @@ BREAKS = [
     Break(
         "models/fusions/two_streams.py",
         "return streams",
-        "return Streams(swap_view_time(streams.time), streams.time)",
+        "return Streams(run.to_view(streams.time), streams.time)",
         GRID_DIT + "unsynchronized_streams_never_cross_whatever_the_depth",
     ),
     Break(
@@ -412,8 +412,8 @@ BREAKS = [
     ),
     Break(
         "models/fusions/fusion.py",
-        "jax.tree.map(swap_view_time, self.changed(message, stream))",
-        "jax.tree.map(swap_view_time, message)",
+        "self.to_view, self.changed(message, stream))",
+        "self.to_view, message)",
         SYNC + "every_message_passes_the_probe_and_without_them_a_stream_keeps_its_own_part[soft-zero]",
     ),
     # parallel/

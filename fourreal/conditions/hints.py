@@ -22,7 +22,7 @@ from fourreal.conditions.condition import Condition, Embedded
 from fourreal.errors import UserError
 from fourreal.grid import Cells, Known, patchify, to_unit
 from fourreal.nn.linear import linear
-from fourreal.parallel.activations import swap_view_time
+from fourreal.parallel.activations import existing, swap_view_time
 from fourreal.parallel.layout import FSDP
 from fourreal.scene import Scene
 
@@ -163,7 +163,9 @@ def grid_hints(
 ) -> Float[Array, "b v t 2 h w c+1"]:
     """For each cell, the nearest given frames of its own view (0) and of its own time (1); last channel 1 where valid."""
     turned = (swap_view_time(grid), swap_view_time(given), None if valid is None else swap_view_time(valid))
-    return jnp.stack([_with_borrowed(grid, given, valid), swap_view_time(_with_borrowed(*turned))], axis=3)
+    views, times = grid.shape[1:3]
+    of_time = existing(swap_view_time(_with_borrowed(*turned), times), views)
+    return jnp.stack([_with_borrowed(grid, given, valid), of_time], axis=3)
 
 
 def _with_borrowed(

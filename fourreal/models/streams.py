@@ -14,7 +14,7 @@ from fourreal.errors import UserError
 from fourreal.grid import Cells, Known, all_cells, cell_sigma
 from fourreal.models.fusions.fusion import Fusion, Probe, Run
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
-from fourreal.parallel.activations import check_grid, place
+from fourreal.parallel.activations import check_grid, existing, fill_up, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,8 @@ def run_grid(
         six = six if each.six is None else six + each.six
     cross = {name: each.cross for name, each in told.items() if each.cross is not None}
     pictures = [each.pictures for each in told.values() if each.pictures is not None]
+    if lead == 2:
+        x, temb, six = map(fill_up, (x, temb, six))
     shift_scale = None if projection is None else projection(temb)
     run = Run(base, temb, six, cells, size, cross, shift_scale, probe, readout)
     run = dataclasses.replace(run, shared=fusion.prepare(run))
@@ -75,7 +77,7 @@ def run_grid(
 
     numbers = jnp.arange(base.config.depth) if probe.exchange is not None or fusion.numbered else None
     carry, observed = base.run_layers(layer, fusion.start(x, run), (numbers, base.blocks, sync))
-    heads = fusion.finish(carry, run)
+    heads = {name: existing(head, shape[1]) for name, head in fusion.finish(carry, run).items()}
     return Result(base, grid, jnp.concatenate(pictures, axis=3) if pictures else None, heads, observed)
 
 

@@ -43,7 +43,7 @@ from fourreal.nn.kernels import XLA, Kernel
 from fourreal.nn.linear import linear
 from fourreal.nn.norms import modulate
 from fourreal.nn.rotary import rotary_angles
-from fourreal.nn.stack import stack
+from fourreal.nn.stack import keep_rounded, stack
 from fourreal.parallel.activations import place
 from fourreal.parallel.layout import FSDP, gather_layer
 
@@ -98,6 +98,8 @@ class VideoDiTConfig:
     remat: Remat = "matmuls"
     """what is kept for backward: none (of this: all is kept), matmuls (results), attention_out (alone), full (a layer's input
     alone) or offload (that, in the host's memory)"""
+    kept: Precision = "float32"
+    """precision of the layers' inputs that remat full keeps; bfloat16 halves them and rounds what gradients start from"""
     unroll: bool = False
     """write the layers out one by one, not as a loop: faster on CPUs, compiles longer, keeps more memory"""
 
@@ -120,9 +122,14 @@ class VideoDiTConfig:
             ("copies", Copies),
             ("remat", Remat),
             ("dtype", Precision),
+            ("kept", Precision),
         ):
             if getattr(self, name) not in get_args(choices):
                 raise UserError(f"{name} '{getattr(self, name)}': expected one of {', '.join(get_args(choices))}")
+        if self.kept != "float32" and self.remat != "full":
+            raise UserError(
+                f"kept {self.kept} with remat {self.remat}: layers' inputs alone are rounded; give remat full"
+            )
 
     @property
     def head_size(self) -> int:
@@ -303,5 +310,8 @@ class VideoDiT(nnx.Module):
             number, *modules = parameters
             return layer(x, number, *gather_layer(tuple(modules), jnp.dtype(self.config.dtype)))
 
-        body = body if policy is None else jax.checkpoint(body, policy=policy)
+        if self.config.kept != "float32":
+            body = keep_rounded(body, x, jax.tree.map(lambda leaf: leaf[0], parameters), jnp.dtype(self.config.kept))
+        elif policy is not None:
+            body = jax.checkpoint(body, policy=policy)
         return jax.lax.scan(body, x, parameters, unroll=self.config.unroll)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from fourreal.nn import kernels
 from fourreal.nn.kernels import XLA, Kernel
-from fourreal.parallel.activations import swap_view_time
+from fourreal.parallel.activations import missing_clips, swap_view_time
 
 SELF_NAME, CROSS_NAME = "attention_out", "cross_attention_out"  # for the remat policies
 
@@ -108,8 +108,9 @@ def fused_attention(
     k: Float[Array, "b v t s h e"],
     v: Float[Array, "b v t s h e"],
     kernel: Kernel = XLA,
-    swap: Callable[[jax.Array], jax.Array] = swap_view_time,
+    swap: Callable[[jax.Array, int | None], jax.Array] = swap_view_time,
     other: tuple[Float[Array, "b v t s h e"], Float[Array, "b v t s h e"]] | None = None,
+    cells: tuple[int, int] | None = None,
 ) -> Float[Array, "b v t s h e"]:
     """Every token of a grid sees the cells of its own view or its own time; exact, without a mask.
 
@@ -121,23 +122,27 @@ def fused_attention(
         other: keys and values by which a token sees the other views of its own time, where they are not `k` and `v`: what
             crosses the axis, for whoever replaces it. B and C use them. Where they lift the logits of the own cell by n over
             the largest that the token sees, B - C is a difference of near equals, and the error grows as e^n.
+        cells: how many views and times exist, where a mesh has filled up the views (`parallel/activations.py`); none: all.
     """
     kernel = XLA if kernel.name == "chunked" else kernel  # whose backward rounds a cell's logits unlike its forward
-    return _fused(q, k, v, other, kernel, swap)
+    return _fused(q, k, v, other, kernel, swap, cells or (None, None))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _fused(q, k, v, other, kernel, swap) -> jax.Array:
-    return _fused_forward(q, k, v, other, kernel, swap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _fused(q, k, v, other, kernel, swap, cells) -> jax.Array:
+    return _fused_forward(q, k, v, other, kernel, swap, cells)[0]
 
 
-def _fused_forward(q, k, v, other, kernel, swap):
+def _fused_forward(q, k, v, other, kernel, swap, cells):
+    views, times = cells
     k_other, v_other = (k, v) if other is None else other
-    by_time = swap(jnp.concatenate([q, k_other, v_other], axis=-1))
+    by_time = swap(jnp.concatenate([q, k_other, v_other], axis=-1), views)
     out_b, lse_b = _clip_forward(*_thirds(by_time), kernel)
-    out_b, lse_b = _unpack(swap(_pack(out_b, lse_b)), out_b, lse_b)
+    out_b, lse_b = _unpack(swap(_pack(out_b, lse_b), times), out_b, lse_b)
     out_a, lse_a = _clip_forward(q, k, v, kernel)
     out_c, lse_c = kernels.forward(q, k_other, v_other, kernel)
+    if views and missing_clips(views):  # a view that does not exist got zeros, and A - C alone may be none
+        lse_b = jnp.maximum(lse_b, lse_c)
 
     peak = jnp.maximum(lse_a, lse_b)  # the own cell's is never larger
     a, b, c = (jnp.exp(lse - peak) for lse in (lse_a, lse_b, lse_c))
@@ -147,17 +152,18 @@ def _fused_forward(q, k, v, other, kernel, swap):
     return out, (q, k, v, other, by_time, out, lse)
 
 
-def _fused_backward(kernel, swap, residuals, do):
+def _fused_backward(kernel, swap, cells, residuals, do):
+    views, times = cells
     q, k, v, other, by_time, out, lse = residuals
     k_other, v_other = (k, v) if other is None else other
     product = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    do_b, product_b, lse_b = _unpack(swap(_pack(do, product, lse)), do, product, lse)
+    do_b, product_b, lse_b = _unpack(swap(_pack(do, product, lse), views), do, product, lse)
     out_b = _output_with_product(do_b, product_b)  # instead of moving the output too
     of_b = jnp.concatenate(_clip_backward(*_thirds(by_time), out_b, lse_b, do_b, kernel), axis=-1)
 
     of_a = _clip_backward(q, k, v, out, lse, do, kernel)
     of_c = kernels.backward(q, k_other, v_other, out, lse, do, kernel)
-    of_q, *of_keys = zip(of_a, _thirds(swap(of_b)), of_c, strict=True)
+    of_q, *of_keys = zip(of_a, _thirds(swap(of_b, times)), of_c, strict=True)
     if other is None:
         return *(_merged(*parts) for parts in (of_q, *of_keys)), None
     of_other = tuple((b.astype(jnp.float32) - c).astype(b.dtype) for _, b, c in of_keys)

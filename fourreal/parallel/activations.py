@@ -6,10 +6,12 @@
     heads        [..., h, e]         h over tensor
 
 So every clip of a stream is whole on one device and attention is local. Only `swap_view_time` moves tokens: an all-to-all
-that exchanges the cut axis. Where a batch is smaller than the mesh, the axes that do not divide it compute the same twice.
+that exchanges the cut axis. Where grid does not divide a stream's clips, zeros fill them up: clips that do not exist, of which
+the other stream gets none. Where a batch is smaller than the mesh, the axes that do not divide it compute the same twice.
 Without a mesh, everything here does nothing.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -35,13 +37,8 @@ def axis_size(*axes: str) -> int:
 def check_grid(views: int, times: int, heads: int, lead: int = 2) -> None:
     """Raises UserError where the ambient mesh cannot cut such grids; with `lead` 1 it cuts their heads alone."""
     check_heads(heads)
-    if lead < 2:
-        return
-    if views % (grid := axis_size(GRID)) or times % grid:
-        raise UserError(
-            f"mesh.grid {grid} does not divide {views} views and {times} times: give {_divisors(math.gcd(views, times))}, "
-            f"or multiples of {grid} views and times"
-        )
+    if lead == 2 and (grid := axis_size(GRID)) > (most := min(views, times)):
+        raise UserError(f"mesh.grid {grid} is too many for {views} views and {times} times: give 1 to {most}")
 
 
 def check_heads(heads: int) -> None:
@@ -56,8 +53,8 @@ def spec(x: jax.Array, lead: int, heads: bool = False, axes: int = 2) -> P:
     `axes` 1: of an array without views or times, its examples where those of the others are.
     """
     cut = [example_axes(x.shape[0], lead, jax.sharding.get_abstract_mesh().shape)]
-    if lead == 2 and axes > 1:  # one text for all clips of a grid has size 1 there
-        cut.append(GRID if x.shape[1] > 1 and axis_size(GRID) > 1 else None)
+    if lead == 2 and axes > 1:  # one text for all clips of a grid has size 1 there, and not all is filled up
+        cut.append(GRID if axis_size(GRID) > 1 and not missing_clips(x.shape[1]) else None)
     cut += [None] * (x.ndim - len(cut))
     if heads and axis_size(TENSOR) > 1:
         cut[-2] = TENSOR
@@ -69,6 +66,22 @@ def place(x: Shaped[Array, "b *rest"], lead: int = 2) -> Shaped[Array, "b *rest"
     return jax.lax.with_sharding_constraint(x, spec(x, lead)) if axis_size(*BATCH, GRID, TENSOR) > 1 else x
 
 
+def missing_clips(clips: int) -> int:
+    """How many clips fill up so many to a multiple of grid."""
+    return -clips % axis_size(GRID)
+
+
+def fill_up(x: Shaped[Array, "b v *rest"], axis: int = 1) -> Shaped[Array, "b filled *rest"]:
+    """`x` with zeros for the missing clips along an axis."""
+    missing = missing_clips(x.shape[axis])
+    return jnp.pad(x, [(0, missing if each == axis else 0) for each in range(x.ndim)]) if missing else x
+
+
+def existing(x: Shaped[Array, "b filled *rest"], clips: int) -> Shaped[Array, "b v *rest"]:
+    """`x` without what `fill_up` added."""
+    return x if x.shape[1] == clips else x[:, :clips]
+
+
 def split_examples(x: Shaped[Array, "b *rest"], most: int | None, lead: int) -> Shaped[Array, "parts part *rest"]:
     """A batch in equal parts with at most `most` examples of each device; none moves to another device."""
     share = share_of_examples(len(x), lead, jax.sharding.get_abstract_mesh().shape)
@@ -76,17 +89,20 @@ def split_examples(x: Shaped[Array, "b *rest"], most: int | None, lead: int) -> 
     return rearrange(x, "(devices parts part) ... -> parts (devices part) ...", devices=len(x) // share, part=part)
 
 
-def swap_view_time(x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *rest"]:
+def swap_view_time(x: Shaped[Array, "b v t *rest"], views: int | None = None) -> Shaped[Array, "b t v *rest"]:
     """From the layout of the time stream to that of the view stream, and back: one all-to-all where grid cuts.
 
-    A clip, a grid of one view or one time, is whole on its device. Inside a `shard_map` it takes and returns a device's share.
+    The `views` that exist (times, on the way back; none: all of `x`) go over, and the times are filled up. A clip, a grid of
+    one view or one time, is whole on its device. Inside a `shard_map` it takes and returns a device's share.
     """
     if axis_size(GRID) > 1 and GRID not in jax.sharding.get_abstract_mesh().manual_axes:
         if 1 in x.shape[1:3]:
             return jnp.swapaxes(x, 1, 2)
-        return jax.shard_map(swap_view_time, in_specs=spec(x, 2), out_specs=spec(x, 2))(x)
+        swap, x = functools.partial(swap_view_time, views=views or x.shape[1]), fill_up(x)
+        return jax.shard_map(swap, in_specs=spec(x, 2), out_specs=spec(x, 2))(x)
     if axis_size(GRID) > 1:
-        x = jax.lax.all_to_all(x, GRID, split_axis=2, concat_axis=1, tiled=True)
+        x = jax.lax.all_to_all(fill_up(x, 2), GRID, split_axis=2, concat_axis=1, tiled=True)
+        x = existing(x, views or x.shape[1])
     return jnp.swapaxes(x, 1, 2)
 
 

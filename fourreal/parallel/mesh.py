@@ -32,9 +32,9 @@ class MeshConfig:
     fsdp: int = 1
     """examples, parameters cut"""
     grid: int = 1
-    """views and times; divides both"""
+    """views and times; one that divides both computes nothing in vain"""
     tensor: int = 1
-    """heads and hidden units; divides the heads"""
+    """heads and hidden units, not the tokens between them; divides the heads"""
 
     def __post_init__(self):
         sizes = dataclasses.asdict(self)

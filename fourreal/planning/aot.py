@@ -178,7 +178,7 @@ def describe_step(question: Question) -> dict[str, Any]:
     `flops` are the model's, without recomputation; `executed` those of the program, of all devices together. `checkpoint` and
     `frozen_bytes` are bytes of a save and of what is saved once. `memory`, `traffic` and `collectives` are of one device.
     `coordinates` are the places on the torus of the first slice's devices. For GPUs, memory and traffic are estimates and
-    collectives those of XLA's program for as many CPUs.
+    collectives those of XLA's program for as many CPUs, as if all overlapped.
     """
     import jax
 
@@ -244,7 +244,9 @@ def describe_step(question: Question) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "memory": memory,
         "traffic": traffic,
-        "collectives": [dataclasses.asdict(each) for each in collectives(program)],
+        "collectives": [
+            dataclasses.asdict(each) | ({} if for_tpu else {"overlaps": True}) for each in collectives(program)
+        ],
         "coordinates": [list(device.coords) for device in first] if for_tpu else [],
     }
 

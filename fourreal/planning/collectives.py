@@ -8,7 +8,8 @@ A collective's `payload` is the larger of its operand and its result on one devi
 
 XLA's compiler for TPUs writes some in its own way: a reduce-scatter is a fusion of an all-reduce and a slice; an
 asynchronous collective stands in several fusions and counts where it starts; one that a chip's sparse cores run is called,
-asynchronously; between slices, chips send to and receive from their hosts.
+asynchronously; between slices, chips send to and receive from their hosts. A program's text is in the order in which it
+runs: a collective overlaps where something is computed between its start and its end, and else a device waits for it.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import numpy as np
 
 from fourreal.planning.hlo import Instruction, Program, type_bytes
 
+COMPUTES = ("fusion", "dot", "convolution", "while", "conditional", "call", "sort", "reduce")
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "collective-broadcast")
 
 
@@ -36,6 +38,8 @@ class Collective:
     between_slices: bool
     """over the network; the groups are then of slices"""
     count: int
+    overlaps: bool = False
+    """something is computed meanwhile"""
 
     @property
     def size(self) -> int:
@@ -52,12 +56,18 @@ class Collective:
 
 def collectives(program: Program) -> list[Collective]:
     """Every collective of the program with how often it runs; equal ones together, the most bytes first."""
-    counts = Counter()
+    counts, elsewhere = Counter(), {}  # elsewhere: what sparse cores run, and whether something is computed meanwhile
     for name, times in program.runs():
-        for instruction in program.computations[name]:
-            for found in _started(program, name, instruction):
-                counts[found] += times
-    found = [Collective(*key, count) for key, count in counts.items()]
+        instructions = program.computations[name]
+        for place, instruction in enumerate(instructions):
+            started = list(_started(program, name, instruction))
+            if not started and instruction.opcode != "call-start":
+                continue
+            overlaps = _overlaps(program, instruction, instructions[place + 1 :])
+            elsewhere |= dict.fromkeys(instruction.called("to_apply", "calls"), overlaps)
+            for found in started:
+                counts[*found, elsewhere.get(name, overlaps)] += times
+    found = [Collective(*key, count, overlaps) for (*key, overlaps), count in counts.items()]
     return sorted(found, key=lambda each: -each.count * each.payload)
 
 
@@ -81,6 +91,34 @@ def _started(program: Program, where: str, instruction: Instruction) -> Iterator
                     continue  # goes on from, or waits for, the fusion that starts it
                 for kind, *rest in _started(program, name, each):
                     yield "reduce-scatter" if kind == "all-reduce" and each.name in sliced else kind, *rest
+
+
+def _overlaps(program: Program, start: Instruction, after: list[Instruction]) -> bool:
+    """Whether something is computed between a collective's start and its end; False for one that is not asynchronous."""
+    if start.opcode == "fusion" and not _holds(program, start, "AsyncCollectiveStart"):
+        return False
+    if start.opcode != "fusion" and not start.opcode.endswith(("-start", "send")):
+        return False
+    names, computes = {start.name}, False
+    rendezvous = re.search(r'_xla_host_transfer_rendezvous="[^"]*"', start.attributes)
+    for each in after:
+        mine = not names.isdisjoint(each.operands) or (
+            rendezvous is not None and each.opcode == "recv" and rendezvous[0] in each.attributes
+        )
+        if mine and (each.opcode.endswith("-done") and each.opcode != "send-done"):
+            return computes
+        if mine and each.opcode == "fusion" and _holds(program, each, "AsyncCollectiveDone"):
+            return computes
+        if mine:
+            names.add(each.name)
+        computes |= each.opcode in COMPUTES or "tpu_custom_call" in each.attributes
+    return computes
+
+
+def _holds(program: Program, fusion: Instruction, target: str) -> bool:
+    """Whether a fusion calls such a function of the compiler's."""
+    inner = [each for name in fusion.called("calls") for each in program.computations.get(name, [])]
+    return any(f'"{target}"' in each.attributes for each in inner)
 
 
 def _collective(program: Program, where: str, instruction: Instruction, kind: str) -> tuple:

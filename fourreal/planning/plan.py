@@ -207,6 +207,7 @@ def report(config: TrainConfig, topology: Topology, step: Step, disk_gbps: float
     several = f" x {topology.slices} slices" if topology.slices > 1 else ""
     cells = f"{views} views x {times} times" if min(views, times) > 1 else f"{views * times} frames"
     network = f", network {seconds.network:.3g} s" if topology.slices > 1 or not chip.sides else ""
+    exposed = f", {seconds.exposed:.3g} s of it exposed" if chip.sides else ""
     best, worst = (roofline.utilization(topology, step.flops, total) for total in (seconds.best, seconds.worst))
     rows = [
         ("topology", f"{topology.name}{several}, {topology.chips} chips; mesh {describe(step.mesh)}; {step.kernel}"),
@@ -223,11 +224,14 @@ def report(config: TrainConfig, topology: Topology, step: Step, disk_gbps: float
         (
             "time",
             f"compute {seconds.compute:.3g} s, memory {seconds.memory:.3g} s for {binary(step.traffic)}, "
-            f"links {seconds.links:.3g} s{network}",
+            f"links {seconds.links:.3g} s{network}{exposed}",
         ),
         ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
         ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
-        *(("", line) for line in (*roofline.ASSUMPTIONS, *repeated(config, step))),
+        *(
+            ("", line)
+            for line in (*roofline.ASSUMPTIONS, *repeated(config, step), *filled_up(config, step), *whole(step))
+        ),
         *([] if chip.sides else [("", line) for line in OF_GPUS]),
     ]
     return "\n".join(f"{name:<12}{text}" for name, text in rows)
@@ -251,16 +255,38 @@ def repeated(config: TrainConfig, step: Step) -> list[str]:
     )
 
 
+def filled_up(config: TrainConfig, step: Step) -> list[str]:
+    """A warning where grid does not divide the views or times: devices then compute clips that do not exist."""
+    _, views, times = aot.largest_cut(config.data)
+    clips = {"views": views, "times": len(config.codec.groups(times))} if fusion_of(config).lead == 2 else {}
+    grid = step.mesh["grid"]
+    return [
+        f"mesh.grid {grid} does not divide {count} {what}: as many are computed as of {count + -count % grid}"
+        for what, count in clips.items()
+        if count % grid
+    ]
+
+
+def whole(step: Step) -> list[str]:
+    """A warning where the mesh has a tensor axis, which cuts less than others do."""
+    times = step.mesh["tensor"]
+    said = (
+        f"mesh.tensor {times} cuts heads and hidden units alone: each of {times} devices has all tokens and their norms"
+    )
+    return [f"{said}; fsdp and grid cut them, too"] if times > 1 else []
+
+
 def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:
     """One row a kind: how often a step, and the bytes of one device."""
-    sums = defaultdict(lambda: [0, 0, 0.0])
+    sums = defaultdict(lambda: [0, 0, 0.0, 0.0])
     for each in collectives:
         row = sums[each.between_slices, KINDS.index(each.kind)]
-        for place, value in enumerate((1, each.payload, each.sent)):
+        for place, value in enumerate((1, each.payload, each.sent, 0 if each.overlaps else each.sent)):
             row[place] += each.count * value
     rows = [
         f"{count:>6,} {KINDS[kind]}{' between slices' if between else ''}: {binary(payload)} a device, {binary(sent)} sent"
-        for (between, kind), (count, payload, sent) in sorted(sums.items())
+        + (f", {binary(exposed)} of it exposed" if exposed else "")
+        for (between, kind), (count, payload, sent, exposed) in sorted(sums.items())
     ]
     return [("" if place else "collectives", row) for place, row in enumerate(rows or ["none"])]
 

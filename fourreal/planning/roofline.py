@@ -5,7 +5,8 @@
     links     sum over collectives, each at the rate of the torus axes that its group spans, see `link_seconds`
     network   bytes between slices or nodes / a chip's share of its host's network
 
-At best the four overlap wholly and a step takes the longest; at worst, with nothing overlapped, their sum. Model FLOPs
+What a device waits for, doing nothing else, is exposed and adds to every step. At best the rest overlaps wholly and takes as
+long as the longest; at worst, with nothing overlapped, a step takes the sum. Model FLOPs
 utilization counts the model's own FLOPs, without recomputation.
 """
 
@@ -16,7 +17,7 @@ from fourreal.parallel.chips import Topology
 from fourreal.planning.collectives import Collective
 
 ASSUMPTIONS = (
-    "compute and memory at their peaks, no latency; the least is all at once, the most one after the other",
+    "compute and memory at their peaks, no latency; the least is all but the exposed at once, the most one after the other",
     "kernels read their inputs once; a ring uses every torus axis of its group, both ways where it wraps around",
 )
 
@@ -29,16 +30,26 @@ class Seconds:
     memory: float
     links: float
     network: float
+    links_exposed: float = 0.0
+    """of those of links"""
+    network_exposed: float = 0.0
+    """of those of the network"""
+
+    @property
+    def exposed(self) -> float:
+        """While which nothing else is done."""
+        return self.links_exposed + self.network_exposed
 
     @property
     def best(self) -> float:
-        """All parts at once."""
-        return max(dataclasses.astuple(self))
+        """All parts at once, but for what is exposed."""
+        hidden = self.links - self.links_exposed, self.network - self.network_exposed
+        return self.exposed + max(self.compute, self.memory, *hidden)
 
     @property
     def worst(self) -> float:
         """One after the other."""
-        return sum(dataclasses.astuple(self))
+        return self.compute + self.memory + self.links + self.network
 
 
 def estimate(
@@ -50,17 +61,21 @@ def estimate(
 ) -> Seconds:
     """Seconds of a step of `executed` FLOPs on all devices, `traffic` bytes on one, and one's collectives."""
     chip = topology.chip
-    links = network = 0.0
+    links, network = [0.0, 0.0], [0.0, 0.0]  # all, exposed
     for collective in collectives:
-        if collective.between_slices:
-            network += collective.count * collective.sent / (chip.network / chip.devices)
+        inside = not collective.between_slices
+        if not inside:
+            seconds = collective.count * collective.sent / (chip.network / chip.devices)
         elif chip.sides:
-            links += collective.count * link_seconds(collective, topology, coordinates)
+            seconds = collective.count * link_seconds(collective, topology, coordinates)
         else:
             inside = len({device // chip.host for device in collective.groups[0]}) == 1
             seconds = collective.count * collective.sent / (chip.link if inside else chip.network)
-            links, network = (links + seconds, network) if inside else (links, network + seconds)
-    return Seconds(executed / (topology.chips * chip.flops), traffic / (chip.hbm_rate / chip.devices), links, network)
+        part = links if inside else network
+        part[0] += seconds
+        part[1] += 0 if collective.overlaps else seconds
+    compute, memory = executed / (topology.chips * chip.flops), traffic / (chip.hbm_rate / chip.devices)
+    return Seconds(compute, memory, links[0], network[0], links[1], network[1])
 
 
 def link_seconds(collective: Collective, topology: Topology, coordinates: list[list[int]]) -> float:

@@ -169,6 +169,26 @@ def test_each_rematerialization_policy_keeps_less_than_the_one_before(tiny, clip
     assert kept("none") > kept("matmuls") > kept("attention_out") > kept("full")
 
 
+def test_layer_inputs_kept_in_bf16_take_half_and_change_gradients_by_their_rounding_alone(tiny, clip):
+    x, sigma, given = clip
+    params = tiny.params(tiny.config())
+
+    def step(precision: str) -> tuple:
+        """(value, gradient, bytes of tokens that the forward pass hands to the backward pass)."""
+        forward = tiny.forward(tiny.config(remat="full", kept=precision))
+        loss = jax.value_and_grad(lambda p: jnp.mean(jnp.sin(forward(p, x, sigma, given))))
+        _, backward = jax.eval_shape(lambda p: jax.vjp(lambda p: forward(p, x, sigma, given), p), params)
+        tokens = [leaf for leaf in jax.tree.leaves(backward) if leaf.ndim == 5 and leaf.shape[-1] == 24]
+        return *jax.jit(loss)(params), sum(leaf.size * leaf.dtype.itemsize for leaf in tokens)
+
+    (value, gradient, less), (expected, wanted, more) = step("bfloat16"), step("float32")
+    config, (clips, frames, height, width, _) = tiny.config(), x.shape
+    assert more - less == 2 * config.depth * clips * frames * (height // 2) * (width // 2) * config.width
+    assert value == expected
+    apart = jax.tree.map(lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), gradient, wanted)
+    assert 0 < max(jax.tree.leaves(apart)) < 0.02  # two layers; inputs are rounded by up to 2^-9 of themselves
+
+
 def test_a_bf16_model_returns_fp32_close_to_the_fp32_model(tiny, clip):
     x, sigma, given = clip
     params = tiny.params(tiny.config())
@@ -244,6 +264,7 @@ def test_model_with_text_refuses_to_run_without(tiny, clip):
         {"patch": (1, 2, 4)},
         {"prediction": "eps"},
         {"remat": "some"},
+        {"kept": "bfloat16"},
         {"dtype": "float16"},
     ],
 )

@@ -233,8 +233,8 @@ def counted(function, *arguments) -> collections.Counter:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fused_attention_swaps_views_and_times_twice_forward_and_twice_backward(dtype):
     @jax.jit
-    def swap(x):
-        return swap_view_time(x)
+    def swap(x, views):
+        return swap_view_time(x, views)
 
     arrays = [jnp.asarray(x, dtype) for x in fused_inputs(0.0)]
     fused = functools.partial(fused_attention, swap=swap)

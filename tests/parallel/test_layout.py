@@ -1,6 +1,7 @@
 """The mesh's sizes, the table of parameters, and where activations and batches go."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -76,11 +77,11 @@ def test_sizes_that_do_not_come_out_are_refused(make, message):
         make()
 
 
-def test_grid_axis_that_does_not_divide_views_and_times_is_refused_with_the_sizes_that_would(tiny):
+def test_grid_axis_of_more_devices_than_views_or_times_is_refused_with_the_sizes_that_would_do(tiny):
     model = GridDiT(VideoDiT(tiny.config(), rngs=_rngs()), GridDiTConfig(), rngs=_rngs())
     with (
-        mesh(grid=4),
-        pytest.raises(ValueError, match=r"mesh.grid 4 does not divide 4 views and 6 times: give 1 or 2, "),
+        mesh(grid=8),
+        pytest.raises(ValueError, match=r"mesh.grid 8 is too many for 4 views and 6 times: give 1 to 4$"),
     ):
         model(jnp.zeros((1, 4, 6, 4, 4, 3)), jnp.ones(1))
 
@@ -109,6 +110,19 @@ def test_rank_coded_tensor_passes_the_layout_switch_and_back_without_a_misplaced
         assert shard.data.shape == (2, 1, 8, 3)
         np.testing.assert_array_equal(shard.data, np.swapaxes(coded, 1, 2)[shard.index])
     np.testing.assert_array_equal(back, coded)
+
+
+def test_clips_that_fill_up_a_stream_stay_behind_at_the_switch_and_new_ones_are_zeros():
+    """6 views and 5 times on a grid axis of 4 become 8 times of 6 views, and those 8 views of 5 times."""
+    coded = np.arange(1, 1 + 4 * 6 * 5 * 3).reshape(4, 6, 5, 3)
+    with mesh(fsdp=2, grid=4):
+        switched = jax.jit(activations.swap_view_time)(coded)
+        back = jax.jit(functools.partial(activations.swap_view_time, views=5))(switched)
+    np.testing.assert_array_equal(switched[:, :5], np.swapaxes(coded, 1, 2))
+    np.testing.assert_array_equal(back[:, :6], coded)
+    assert switched.shape == (4, 8, 6, 3) and back.shape == (4, 8, 5, 3)
+    assert not switched[:, 5:].any() and not back[:, 6:].any()
+    assert switched.sharding.spec[:2] == ("fsdp", "grid")
 
 
 def test_switch_is_one_all_to_all_and_nothing_else():

@@ -30,6 +30,12 @@ CASES = [
     *[(fusion, {"grid": 2}) for fusion in ("hard", "sequential", "none", "soft:every=2")],
     *[("base", mesh) for mesh in ({"grid": 8}, *MIXED)],
 ]
+# Grids of which grid divides neither side, the times alone, or the views alone, by so much that a device has no time.
+FILLED_UP = [
+    *[(fusion, MIXED[0], (3, 5)) for fusion in ("soft", "sequential", "fused")],
+    ("fused", MIXED[1], (3, 2)),
+    ("soft", {"grid": 4}, (4, 5)),
+]
 
 
 @functools.cache
@@ -57,13 +63,20 @@ def batch(views: int, times: int) -> dict:
     }
 
 
-def one_step(tiny: SimpleNamespace, fusion: str, mesh: MeshConfig, devices: int, microbatch: int | None = None):
+def one_step(
+    tiny: SimpleNamespace,
+    fusion: str,
+    mesh: MeshConfig,
+    devices: int,
+    microbatch: int | None = None,
+    cells: tuple[int, int] = (VIEWS, TIMES),
+):
     """(state, metrics) after a step from perturbed parameters."""
     base = tiny.config(hints=True, cameras=True, text_width=6)
     optim = OptimConfig(lr=0.01, warmup=0, ema=0.5, microbatch=microbatch)
     data = PipelineConfig(cuts=CLIPS if fusion == "base" else CutMix())
     config = TrainConfig("x", base, GridDiTConfig(fusion), data, optim=optim, steps=10)
-    inputs = batch(VIEWS, 1) if fusion == "base" else batch(VIEWS, TIMES)
+    inputs = batch(VIEWS, 1) if fusion == "base" else batch(*cells)
     with jax.set_mesh(make_mesh(mesh, jax.local_devices()[:devices])):
         params = tiny.params(config.model, config.grid)
         table = model_table(config.model, config.grid)
@@ -81,6 +94,14 @@ def on_one_device(tiny):
 @pytest.mark.parametrize(("fusion", "mesh"), CASES, ids=lambda value: str(value).replace(" ", ""))
 def test_step_on_eight_devices_equals_the_step_on_one(tiny, on_one_device, fusion, mesh):
     same(one_step(tiny, fusion, MeshConfig(**mesh), 8), on_one_device(fusion))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "mesh", "cells"), FILLED_UP, ids=lambda value: str(value).replace(" ", ""))
+def test_step_equals_that_of_one_device_where_grid_does_not_divide_views_or_times(tiny, fusion, mesh, cells):
+    same(
+        one_step(tiny, fusion, MeshConfig(**mesh), 8, cells=cells), one_step(tiny, fusion, MeshConfig(), 1, cells=cells)
+    )
 
 
 @pytest.mark.slow

@@ -185,6 +185,20 @@ def test_asynchronous_collective_counts_once_though_it_stands_in_every_fusion_th
     assert (gather.count, gather.payload, gather.sent) == (5, 2048 * 512 * 2, 0.75 * 2048 * 512 * 2)
 
 
+def test_collective_overlaps_where_something_is_computed_between_its_start_and_its_end():
+    """A kernel runs while V5E gathers, which alone is asynchronous there; nothing while TPU7X does."""
+    overlaps = {kind: each.overlaps for kind, each in of_v5e().items()}
+    assert overlaps.pop(("all-gather", False)) and not any(overlaps.values())
+    (gather,) = collectives(parse(TPU7X))
+    assert not gather.overlaps
+    start = TPU7X.index("  %all-gather.282.cloned.1.call-done")
+    kernel = '  %kernel = bf16[32,128]{1,0} custom-call(%part), custom_call_target="tpu_custom_call"\n'
+    (gather,) = collectives(parse(TPU7X[:start] + kernel + TPU7X[start:]))
+    assert gather.overlaps
+    idle = "\n".join(line for line in V5E.splitlines() if not line.startswith("  %splash_mha_fwd"))
+    assert not any(each.overlaps for each in collectives(parse(idle)))
+
+
 def test_groups_named_by_axes_of_a_transposed_mesh():
     assert of_v5e()["all-gather", False].groups == ((0, 1, 2, 3), (4, 5, 6, 7))
     assert device_groups("replica_groups=[4,2]<=[2,2,2]T(1,0,2), use_global_device_ids=true", 8) == (

@@ -39,6 +39,7 @@ def answers(monkeypatch):
 
 
 def an_answer(peak: float = 2 * GIB) -> dict:
+    all_to_all = {"kind": "all-to-all", "groups": [[0, 1]], "between_slices": False}
     return {
         "tokens": 294_912,
         "trained": 2 * 10**6,
@@ -53,8 +54,8 @@ def an_answer(peak: float = 2 * GIB) -> dict:
         "memory": {"arguments": GIB, "temporaries": peak - GIB, "total": peak},
         "traffic": 819 * 10**9,
         "collectives": [
-            {"kind": "all-to-all", "payload": 2**20, "groups": [[0, 1]], "between_slices": False, "count": 1024},
-            {"kind": "all-to-all", "payload": 2**21, "groups": [[0, 1]], "between_slices": False, "count": 512},
+            all_to_all | {"payload": 2**20, "count": 1024, "overlaps": True},
+            all_to_all | {"payload": 2**21, "count": 512, "overlaps": False},
         ],
         "coordinates": [[x, y, 0] for x in range(4) for y in range(4)],
     }
@@ -155,9 +156,9 @@ def test_table_says_what_the_answer_says(config, answers):
         "2.0 M train, 1,000.0 M are frozen",
         "3.15 P a step of the model, 3.94 P with what is computed again",
         "peak 2.00 GiB of 15.75 GiB a device",
-        "1,536 all-to-all: 2.00 GiB a device, 1.00 GiB sent",
-        "compute 1.25 s, memory 1 s for 762.75 GiB",
-        "MFU 80% to",
+        "1,536 all-to-all: 2.00 GiB a device, 1.00 GiB sent, 512.00 MiB of it exposed",
+        "compute 1.25 s, memory 1 s for 762.75 GiB, links 0.0239 s, 0.0119 s of it exposed",
+        "MFU 79% to",
     ):
         assert said in table, table
 
@@ -167,6 +168,23 @@ def test_examples_that_several_devices_compute_are_mentioned(config, answers):
     assert "8 devices compute the same examples" in plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
     eight = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
     assert "the same examples" not in plan.report(eight, V5E, plan.plan_step(eight, V5E, (64, 64)))
+
+
+def test_clips_that_do_not_exist_but_are_computed_are_mentioned(config, answers):
+    answers(lambda question: an_answer())
+    for views, times, said in ((4, 6, 0), (4, 21, 1), (3, 21, 2)):
+        changed = dataclasses.replace(config, data=dataclasses.replace(config.data, views=views, times=times))
+        table = plan.report(changed, V5E, plan.plan_step(changed, V5E, (64, 64)))
+        assert table.count("mesh.grid 2 does not divide") == said
+        assert ("does not divide 21 times: as many are computed as of 22" in table) == (times == 21)
+
+
+def test_what_a_tensor_axis_does_not_cut_is_mentioned(config, answers):
+    for tensor in (1, 2):
+        mesh = {"data": 1, "fsdp": 8 // tensor, "grid": 2, "tensor": tensor}
+        answers(lambda question, mesh=mesh: an_answer() | {"mesh": mesh})
+        table = plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
+        assert ("mesh.tensor 2 cuts heads and hidden units alone" in table) == (tensor == 2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Times of single collectives against what links can carry, and of a step against its parts."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -70,6 +71,17 @@ def test_step_takes_its_longest_part_at_best_and_all_of_them_at_worst():
     found = roofline.estimate(topology, 4 * 197e12, 819e9 // 2, [], [])
     assert (found.best, found.worst) == (pytest.approx(1), pytest.approx(1.5))
     assert roofline.utilization(topology, 4 * 197e12 / 2, found.best) == pytest.approx(0.5)
+
+
+def test_collective_that_nothing_overlaps_adds_to_the_least_that_a_step_takes():
+    waited = Collective("all-gather", PAYLOAD, (tuple(RING),), False, 3)
+    beside = dataclasses.replace(waited, overlaps=True)
+    compute = 64 * 197e12  # a second
+    found = [roofline.estimate(V5E, compute, 0, [each], PLACES) for each in (waited, beside)]
+    links = 3 * seconds("all-gather", RING)
+    assert [each.exposed for each in found] == [pytest.approx(links), 0]
+    assert [each.best for each in found] == [pytest.approx(1 + links), pytest.approx(1)]
+    assert [each.worst for each in found] == [pytest.approx(1 + links)] * 2
 
 
 def test_two_devices_of_a_chip_share_its_memory_and_links():

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -15,7 +16,7 @@ from fourreal.models.fusions.fusion import Run
 from fourreal.models.fusions.one_stream import OneStream
 from fourreal.models.fusions.sync import TIME, VIEW
 from fourreal.nn.attention import fused_attention
-from fourreal.parallel.activations import place
+from fourreal.parallel.activations import missing_clips, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Fused(OneStream):
     def prepare(self, run: Run) -> Callable:
         views, times = len(run.cells.views), len(run.cells.times)
         positions = (self.stride or times) * run.cells.views[:, None] + run.cells.times
-        angles = rearrange(run.base.angles(positions.ravel(), run.size), "(v t) s e -> v t s e", v=views)
+        angles = run.base.angles(positions.ravel(), run.size)
+        angles = np.pad(rearrange(angles, "(v t) s e -> v t s e", v=views), ((0, missing_clips(views)), *[(0, 0)] * 3))
         six = run.base.context(run.six, "dynamic")
 
         def over_both(block: Any, x: Array, run: Run) -> Array:
             def attention(q: Array, k: Array, v: Array, **options: Any) -> Array:
                 other = run.changed((k, v), "stream") if run.probe.exchange else None
-                return fused_attention(q, k, v, other=other, **options)
+                return fused_attention(q, k, v, other=other, cells=(views, times), **options)
 
             return run.base.run_block(block, x, six, angles, run.cross, attention)
 

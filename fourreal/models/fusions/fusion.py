@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from fourreal.grid import Cells
 from fourreal.nn.attention import clip_attention
-from fourreal.parallel.activations import swap_view_time
+from fourreal.parallel.activations import existing, swap_view_time
 from fourreal.serialize import Kind
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Probe(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One call of a model, as its fusion sees it."""
+    """One call of a model, as its fusion sees it. On a mesh, `v` may be filled up, see `parallel/activations.py`."""
 
     base: "VideoDiT"
     temb: Float[Array, "b v t d"]
@@ -64,12 +64,20 @@ class Run:
     layer: Any = None
     """number of the layer, where the probe asks for it"""
 
+    def to_view(self, x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *rest"]:
+        """From the layout of the time stream, and this object's, to that of the view stream."""
+        return swap_view_time(x, len(self.cells.views))
+
+    def to_time(self, x: Shaped[Array, "b t v *rest"]) -> Shaped[Array, "b v t *rest"]:
+        """From the layout of the view stream to that of the time stream."""
+        return swap_view_time(x, len(self.cells.times))
+
     def send(self, message: Any, stream: str) -> Any:
         """The one way out of a stream: a message `[b t v ...]` of the view or `[b v t ...]` of the time stream, moved across.
 
         On a mesh this is an all-to-all.
         """
-        return jax.tree.map(swap_view_time, self.changed(message, stream))
+        return jax.tree.map(self.to_time if stream == "view" else self.to_view, self.changed(message, stream))
 
     def changed(self, message: Any, stream: str) -> Any:
         """A message as the probe lets it through."""
@@ -88,7 +96,9 @@ class Run:
 
     def observed(self, **streams: Array) -> Any:
         """What the probe makes of the streams after a layer."""
-        return None if self.probe.observe is None else self.probe.observe(streams)
+        if self.probe.observe is None:
+            return None
+        return self.probe.observe({name: existing(x, len(self.cells.views)) for name, x in streams.items()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from fourreal.models.fusions.fusion import Run
 from fourreal.models.fusions.one_stream import OneStream
 from fourreal.models.fusions.sync import TIME, VIEW
-from fourreal.parallel.activations import place, swap_view_time
+from fourreal.parallel.activations import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Sequential(OneStream):
     def prepare(self, run: Run) -> tuple[Callable, Callable]:
         context = run.base.context
         return (
-            run.clip_block(swap_view_time(context(run.six, "freeze_time")), run.cells.views),
+            run.clip_block(run.to_view(context(run.six, "freeze_time")), run.cells.views),
             run.clip_block(context(run.six, "dynamic"), run.cells.times),
         )
 
     def layer(self, carry: Float[Array, "b v t s d"], block: Any, sync: Any, run: Run) -> tuple[Array, Any]:
         over_views, over_times = run.shared
-        by_time = swap_view_time(carry)
-        y = swap_view_time(run.added(by_time, over_views(block, by_time), "view"))
+        by_time = run.to_view(carry)
+        y = run.to_time(run.added(by_time, over_views(block, by_time), "view"))
         x = self.add(sync, carry, y, run, VIEW)
         x = place(self.add(sync, x, run.added(x, over_times(block, x), "time"), run, TIME))
         return x, run.observed(stream=x)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from fourreal.errors import UserError
 from fourreal.models.fusions.fusion import Fusion, Run
-from fourreal.parallel.activations import place, swap_view_time
+from fourreal.parallel.activations import place
 
 
 class Streams(NamedTuple):
@@ -42,22 +42,22 @@ class TwoStreams(Fusion):
         context = run.base.context
         modulation = None
         if run.shift_scale is not None:
-            modulation = Streams(swap_view_time(run.shift_scale), place(run.shift_scale))
+            modulation = Streams(run.to_view(run.shift_scale), place(run.shift_scale))
         return Shared(
-            run.clip_block(swap_view_time(context(run.six, "freeze_time")), run.cells.views),
+            run.clip_block(run.to_view(context(run.six, "freeze_time")), run.cells.views),
             run.clip_block(context(run.six, "dynamic"), run.cells.times),
             modulation,
         )
 
     def start(self, x: Float[Array, "b v t s d"], run: Run) -> Streams:
-        return Streams(swap_view_time(x), place(x))
+        return Streams(run.to_view(x), place(x))
 
     def layer(self, carry: Streams, block: Any, sync: Any, run: Run) -> tuple[Streams, Any]:
         shared: Shared = run.shared
         outputs = Streams(shared.over_views(block, carry.view), shared.over_times(block, carry.time))
         view, time = self.meet(sync, outputs, run)
         after = Streams(place(view), place(time))
-        return after, run.observed(view=swap_view_time(after.view), time=after.time) if run.probe.observe else None
+        return after, run.observed(view=run.to_time(after.view), time=after.time) if run.probe.observe else None
 
     def meet(self, sync: Any, streams: Streams, run: Run) -> Streams:
         """The streams as they go on to the next layer."""
@@ -70,7 +70,7 @@ class TwoStreams(Fusion):
     def finish(self, carry: Streams, run: Run) -> dict[str, Float[Array, "b v t s k"]]:
         heads = {}
         if run.readout != "time":
-            heads["view"] = swap_view_time(run.base.head(carry.view, swap_view_time(run.temb)))
+            heads["view"] = run.to_time(run.base.head(carry.view, run.to_view(run.temb)))
         if run.readout != "view":
             heads["time"] = run.base.head(carry.time, run.temb)
         return heads
