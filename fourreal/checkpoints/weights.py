@@ -65,6 +65,7 @@ def write_weights(folder: Path, tensors: dict[str, np.ndarray], config: dict[str
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Writes one file, which appears complete; raises OSError where that fails."""
     partial = path.with_name(f"{path.name}.tmp")
+    partial.unlink(missing_ok=True)
     partial.touch()
     mode = partial.stat().st_mode  # save_file makes it private to its owner
     try:

@@ -70,7 +70,7 @@ def parameter_table(model: nnx.Module) -> Table:
 def matmul_dtypes(module: nnx.Module, path: str = "") -> dict[str, Any]:
     """What the linear maps in a module compute with, by their parameters' paths: these see their parameters in no other."""
     if type(module) is nnx.Linear:
-        return {f"{path}{name}": jnp.dtype(module.dtype) for name in ("kernel", "bias")}
+        return {f"{path}{name}": jnp.dtype(module.dtype or jnp.float32) for name in ("kernel", "bias")}
     children = ((name, child) for name, child in vars(module).items() if isinstance(child, nnx.Module))
     return {at: dtype for name, child in children for at, dtype in matmul_dtypes(child, f"{path}{name}.").items()}
 

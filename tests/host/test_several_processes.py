@@ -289,6 +289,18 @@ def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_n
 
 
 @pytest.mark.slow
+def test_processes_go_back_together_where_what_one_of_them_wrote_is_damaged(config, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    for path in (folder / "checkpoints" / str(STEPS) / "state" / "ocdbt.process_1" / "d").iterdir():
+        path.write_bytes(bytes(path.stat().st_size))
+    run = Processes(config, folder, 2, 2, *MIXED, "--resume")
+    assert run.wait() == [0, 0], run.said(0)
+    assert f"the checkpoint of {STEPS} steps cannot be read (" in run.said(0)
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_process_that_hangs_is_left_by_the_other_with_its_stacks_and_an_exit_code_for_a_new_start(
     config, tmp_path, stopped
