@@ -61,9 +61,11 @@ def spec(x: jax.Array, lead: int, heads: bool = False, axes: int = 2) -> P:
     return P(*cut)
 
 
-def place(x: Shaped[Array, "b *rest"], lead: int = 2) -> Shaped[Array, "b *rest"]:
-    """Constrains `x` to the sharding of a stream (`lead` 2) or a clip (1)."""
-    return jax.lax.with_sharding_constraint(x, spec(x, lead)) if axis_size(*BATCH, GRID, TENSOR) > 1 else x
+def place(x: Shaped[Array, "b *rest"], lead: int = 2, axes: int = 2) -> Shaped[Array, "b *rest"]:
+    """Constrains `x` to the sharding of a stream (`lead` 2) or a clip (1); `axes`: see `spec`."""
+    if axis_size(*BATCH, GRID, TENSOR) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(x, lead, axes=axes))
 
 
 def missing_clips(clips: int) -> int:

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from fourreal.errors import UserError
 from fourreal.parallel import activations
-from fourreal.parallel.mesh import make_mesh
+from fourreal.parallel.mesh import make_mesh, repeats
 
 FSDP, TENSOR = ("fsdp", "grid"), "tensor"
 
@@ -165,6 +165,14 @@ def batch_shapes(part: Any, axes: Any, parts: int, lead: int) -> Any:
         return jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding)
 
     return jax.tree.map(shape, part, axes)
+
+
+def reading_lead(lead: int, size: int) -> int:
+    """How a batch of `size` examples is cut as it is read, see `activations.spec`: as the step cuts it, with `lead`, or by
+    examples alone, where processes that hold other views of the same examples would each make all of these.
+    """
+    divided = repeats(size, 1, jax.sharding.get_mesh().shape) == 1
+    return 1 if divided and share_of_batch(1, size)[1] > share_of_batch(lead, size)[1] else lead
 
 
 def share_of_batch(lead: int, size: int) -> tuple[int, int]:

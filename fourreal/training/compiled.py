@@ -47,14 +47,14 @@ class CompiledSteps:
         plain: Callable | None = None,
     ):
         self.function, self.config, self.part, self.plain = train_step, config, part, plain
+        self.lead = layout.reading_lead(fusion_of(config).lead, config.data.batch_size)
         self._programs: dict[tuple, tuple[jax.stages.Compiled, int]] = {}
         self._costs: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The placed shapes of the whole batch's arrays that go into a step."""
         inputs = step_inputs(batch)
-        axes, lead = input_axes(self.config, inputs), fusion_of(self.config).lead
-        return layout.batch_shapes(inputs, axes, self.part[1], lead)
+        return layout.batch_shapes(inputs, input_axes(self.config, inputs), self.part[1], self.lead)
 
     def program(self, state: State, batch: dict[str, Any]) -> tuple[jax.stages.Compiled, int]:
         """The compiled step for such a batch, and its FLOPs."""

@@ -206,7 +206,8 @@ def prepare(
         )
         done = checkpoints.done  # the one before, where the newest is damaged
         origin = f"resumed after {done} steps"
-    part = layout.share_of_batch(fusion_of(config).lead, config.data.batch_size)
+    size = config.data.batch_size
+    part = layout.share_of_batch(layout.reading_lead(fusion_of(config).lead, size), size)
     data = Batches(config.data, config.model.conditions, config.codec)
     data_from = functools.partial(_batches, data, part)
     left_out = LeftOut(folder, bool(done), peers)

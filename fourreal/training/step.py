@@ -21,7 +21,7 @@ from fourreal.diffusion.denoiser import Denoiser
 from fourreal.grid import Known, cell_sigma, shown
 from fourreal.models.build import Params, model_table
 from fourreal.models.fusions import Fusion, Probe
-from fourreal.parallel.activations import split_examples
+from fourreal.parallel.activations import place, split_examples
 from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import make_optimizer, update_average
 from fourreal.training.state import State, join_params
@@ -51,6 +51,12 @@ def input_axes(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, Any]:
         return jax.tree.map(lambda x: min(x.ndim, 3), value)
 
     return {name: axes(name, value) for name, value in inputs.items()}
+
+
+def placed_inputs(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs where the model has its examples; they may come cut otherwise, see `layout.reading_lead`."""
+    lead = fusion_of(config).lead
+    return jax.tree.map(lambda x, axes: place(x, lead, axes), inputs, input_axes(config, inputs))
 
 
 def fusion_of(config: TrainConfig) -> Fusion:
@@ -128,6 +134,7 @@ def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State,
     optimizer = make_optimizer(config.optim, config.steps, model_table(config.model, config.grid))
 
     def train_step(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+        batch = placed_inputs(config, batch)
         frames = batch["frames"]
         sigma_keys, noise_keys = (
             example_keys(config.seed, purpose, state["step"], len(frames)) for purpose in (SIGMA, NOISE)

@@ -289,3 +289,33 @@ class Recorded:
 
 def _rngs():
     return nnx.Rngs(0)
+
+
+class _Places:
+    """The devices of one process, as a sharding says what they hold."""
+
+    def __init__(self, sharding, own):
+        self.sharding, self.own = sharding, own
+
+    def addressable_devices_indices_map(self, shape):
+        return {d: i for d, i in self.sharding.devices_indices_map(shape).items() if d.id in self.own}
+
+
+@pytest.mark.parametrize(
+    ("axes", "per_process", "size", "expected"),
+    [
+        ({"fsdp": 2, "grid": 4}, 2, 8, [(1, 4)] * 4),  # two processes hold the same examples: each reads half of them
+        ({"fsdp": 2, "grid": 4}, 2, 4, [(2, 2)] * 4),  # 8 devices do not divide 4 examples
+        ({"fsdp": 2, "grid": 4}, 4, 8, [(2, 2)] * 2),  # all views of its examples are a process's own
+    ],
+)
+def test_processes_that_hold_other_views_of_the_same_examples_read_them_once(
+    axes, per_process, size, expected, monkeypatch
+):
+    with mesh(**axes):
+        devices = [device.id for device in jax.sharding.get_mesh().devices.flat]
+        for place, (lead, parts) in enumerate(expected):
+            own = devices[place * per_process : (place + 1) * per_process]
+            monkeypatch.setattr(layout, "NamedSharding", lambda *of, own=own: _Places(NamedSharding(*of), own))
+            assert layout.reading_lead(2, size) == lead
+            assert layout.share_of_batch(lead, size) == (place * parts // len(expected), parts)
