@@ -15,6 +15,7 @@ from fourreal.grid import Cells, Known, all_cells, cell_sigma
 from fourreal.models.fusions.fusion import Fusion, Probe, Run
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
 from fourreal.parallel.activations import check_grid, existing, fill_up, place
+from fourreal.parallel.layout import gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ def run_grid(
 ) -> Result:
     """Runs a grid through a base's layers; see `GridDiT.__call__` for the arguments. Raises UserError for what does not fit."""
     check_inputs(grid, sigma, given, base.config)
+    base, projection = gather(base), gather(projection)
     lead, shape = fusion.lead, grid.shape[:3]
     check_grid(*shape[1:], base.config.heads, lead)
     given = jnp.zeros(shape, bool) if given is None else jnp.asarray(given)
