@@ -50,9 +50,9 @@ def run_grid(
 ) -> Result:
     """Runs a grid through a base's layers; see `GridDiT.__call__` for the arguments. Raises UserError for what does not fit."""
     check_inputs(grid, sigma, given, base.config)
-    base, projection = gather(base), gather(projection)
     lead, shape = fusion.lead, grid.shape[:3]
     check_grid(*shape[1:], base.config.heads, lead)
+    base, projection = gather(base), gather(projection)
     given = jnp.zeros(shape, bool) if given is None else jnp.asarray(given)
     grid, given = place(jnp.asarray(grid), lead), place(given, lead)
     sigma = cell_sigma(sigma, given)
