@@ -15,6 +15,7 @@ from fourreal.grid import Cells, Known, all_cells, cell_sigma
 from fourreal.models.fusions.fusion import Fusion, Probe, Run
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
 from fourreal.parallel.activations import check_grid, existing, fill_up, place
+from fourreal.parallel.layout import gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ def run_grid(
     check_inputs(grid, sigma, given, base.config)
     lead, shape = fusion.lead, grid.shape[:3]
     check_grid(*shape[1:], base.config.heads, lead)
+    base, projection = gather(base), gather(projection)
     given = jnp.zeros(shape, bool) if given is None else jnp.asarray(given)
     grid, given = place(jnp.asarray(grid), lead), place(given, lead)
     sigma = cell_sigma(sigma, given)

@@ -45,7 +45,7 @@ from fourreal.nn.norms import modulate
 from fourreal.nn.rotary import rotary_angles
 from fourreal.nn.stack import keep_rounded, stack
 from fourreal.parallel.activations import place
-from fourreal.parallel.layout import FSDP, gather_layer
+from fourreal.parallel.layout import FSDP, gather
 
 Prediction = Literal["x0", "u"]
 Precision = Literal["float32", "bfloat16"]
@@ -308,7 +308,7 @@ class VideoDiT(nnx.Module):
             if self.config.remat == "offload":
                 x = jax.tree.map(lambda stream: checkpoint_name(stream, INPUT_NAME), x)
             number, *modules = parameters
-            return layer(x, number, *gather_layer(tuple(modules), jnp.dtype(self.config.dtype)))
+            return layer(x, number, *(gather(module, jnp.dtype(self.config.dtype)) for module in modules))
 
         if self.config.kept != "float32":
             body = keep_rounded(body, x, jax.tree.map(lambda leaf: leaf[0], parameters), jnp.dtype(self.config.kept))

@@ -75,34 +75,34 @@ def matmul_dtypes(module: nnx.Module, path: str = "") -> dict[str, Any]:
     return {at: dtype for name, child in children for at, dtype in matmul_dtypes(child, f"{path}{name}.").items()}
 
 
-def gather_layer(layer: tuple, dtype: jnp.dtype) -> tuple:
-    """A layer's modules, (block,) or (block, sync), whole over fsdp and grid and with kernels in `dtype`, as it needs them.
+def gather(module: nnx.Module | None, dtype: jnp.dtype | None = None) -> nnx.Module | None:
+    """A module with its kernels whole over fsdp and grid, as it needs them, in `dtype` or their own; stacked layers stay cut.
 
     Backward sums their gradients straight into the parts, in `dtype`, in which the matmuls return them: a cast before the sum
     would not change the program, and matmuls that return fp32 would move twice the bytes. Left alone, XLA may rather move
     activations, or cut the matmuls.
     """
-    if activations.axis_size(*FSDP) == 1:
-        return layer
+    if module is None or activations.axis_size(*FSDP) == 1:
+        return module
+    table, stacked = claims(module), getattr(type(module), "stacked", ())
 
-    def whole(module: nnx.Module | None) -> nnx.Module | None:
-        if module is None:
-            return None
-        table = claims(module)
+    def whole(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        if name.split(".")[0] in stacked or FSDP not in (cut := table[name].spec):
+            return leaf
+        return _gather(leaf if dtype is None else leaf.astype(dtype), cut)
 
-        def gather(path: tuple, leaf: jax.Array) -> jax.Array:
-            spec = table[jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")].spec
-            return _gather(leaf.astype(dtype), spec) if FSDP in spec else leaf
-
-        return jax.tree_util.tree_map_with_path(gather, module)
-
-    return tuple(whole(module) for module in layer)
+    return jax.tree_util.tree_map_with_path(whole, module)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x: jax.Array, cut: P) -> jax.Array:
-    """A parameter whose parts lie as `cut` says, whole over fsdp and grid."""
-    return jax.lax.with_sharding_constraint(x, P(*(None if axis == FSDP else axis for axis in cut)))
+    """A parameter whose parts lie as `cut` says, whole over fsdp and grid.
+
+    Over one after the other, and so are gradients summed: over all chips of a three-dimensional torus at once, XLA's compiler
+    for TPUs makes a gather, or a sum into parts, an all-reduce of the whole.
+    """
+    return _cut_over(_halfway(x, cut), cut, None)
 
 
 def _gather_forward(x, cut):
@@ -110,10 +110,22 @@ def _gather_forward(x, cut):
 
 
 def _gather_backward(cut, _, gradient):
-    return (jax.lax.with_sharding_constraint(gradient, cut),)
+    return (_cut_over(_halfway(gradient, cut), cut, FSDP),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _halfway(x: jax.Array, cut: P) -> jax.Array:
+    """`x` cut over fsdp alone, where grid cuts, too; the barrier keeps XLA from joining this step with the next."""
+    if min(map(activations.axis_size, FSDP)) == 1:
+        return x
+    return jax.lax.optimization_barrier(_cut_over(x, cut, "fsdp"))
+
+
+def _cut_over(x: jax.Array, cut: P, axes: tuple[str, ...] | str | None) -> jax.Array:
+    """`x` cut as `cut` says, but over `axes` where that says fsdp and grid."""
+    return jax.lax.with_sharding_constraint(x, P(*(axes if axis == FSDP else axis for axis in cut)))
 
 
 def check_widths(config: Any) -> None:
