@@ -2,9 +2,9 @@
 
 A `Clip` is a source of frames that has been looked at but not decoded: its frames are counted and timed first, and only the
 chosen ones are sought, decoded and resized, one at a time. Where a clip tells when its frames are shown, they are chosen by
-that time, so that a variable frame rate changes nothing; where it does not, each lasts equally long. A clip is a video (any container that FFmpeg reads), an animated
-picture (gif, webp, apng), a single picture, a folder or a glob of pictures in natural order, or an npz with `frames`
-uint8 [f, h, w, 3].
+that time, so that a variable frame rate changes nothing; where it does not, each lasts equally long. A clip is a video (any
+container that FFmpeg reads), an animated picture (gif, webp, apng), a single picture, a folder or a glob of pictures in
+natural order, or an npz with `frames` uint8 [f, h, w, 3].
 """
 
 import glob
@@ -116,7 +116,7 @@ def choose_together(clips: Sequence[Clip], wanted: int, frames: str | None = Non
                 "expected videos, or as many pictures for each view"
             )
     end = min(clip.moments[-1] for clip in clips)
-    for clip in clips:
+    for clip in sorted(clips, key=lambda clip: clip.moments[-1]):
         _check_enough(clip, int((clip.moments <= end + NEAR).sum()), wanted, "the others end before that")
     moments = _choose_moments(first, wanted, frames, end)
     unit = " s" if first.times else " frames"

@@ -28,7 +28,7 @@ def count_pictures(path: Path) -> int:
 
 def picture_times(path: Path, count: int) -> tuple[float, ...] | None:
     """When each picture of an animation is shown, in seconds; None if the file does not tell."""
-    with Image.open(path, formats=FORMATS) as picture:
+    with _open(path) as picture:
         durations = []
         for index in range(count if count > 1 else 0):
             picture.seek(index)
@@ -94,9 +94,8 @@ def enlarged(frames: UInt8[np.ndarray, "f h w 3"], shorter: int = 256) -> UInt8[
 
 def cut_away(old: tuple[int, int], new: tuple[int, int], crop: Crop) -> str:
     """What `fit` cuts of pictures of `old` (height, width), in words; "" up to a tenth of a side."""
-    shares = {
-        side: 1 - a * min(old[0] / new[0], old[1] / new[1]) / b for side, a, b in zip(("height", "width"), new, old)
-    }
+    scale = min(old[0] / new[0], old[1] / new[1])
+    shares = {"height": 1 - new[0] * scale / old[0], "width": 1 - new[1] * scale / old[1]}
     side, share = max(shares.items(), key=lambda item: item[1])
     return f"{share:.0%} of the {side}" if crop == "center" and share > 0.1 else ""
 

@@ -111,7 +111,7 @@ def decode_frames(path: Path, video: Video, wanted: Iterable[int]) -> Iterator[t
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> None:
-    """H.264, yuv420p in BT.709 and tagged so, CRF 18, no audio. Both sides must be even. The file appears whole or not at all."""
+    """H.264, yuv420p, BT.709 and tagged so, CRF 18, no audio. Both sides must be even. The file appears whole or not at all."""
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise UserError(f"{path}: H.264 needs even sides, not {width}x{height}")
