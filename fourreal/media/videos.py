@@ -5,13 +5,14 @@ and range. A file that names no matrix has BT.709's if it is at least 1280 wide 
 take it. Transparent parts become white. HLG and PQ are refused, as 8 bits hold them only after tone mapping.
 """
 
+import contextlib
 import os
 import shlex
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import av
@@ -153,28 +154,25 @@ def _decode(decoder: av.VideoCodecContext, packet: av.Packet) -> list[av.VideoFr
 def _decode_from(key: int, container, stream, decoder, path: Path) -> Iterator[av.VideoFrame]:
     """Frames from the keyframe that is shown at `key` on; where seeking misses it, the file is read from its beginning."""
     decoder.flush_buffers()
-    try:
-        container.seek(key, stream=stream)
-        packets = _packets_from(key, container.demux(stream))
-    except (av.FFmpegError, LookupError):
-        with _open(path) as again:
+    with contextlib.ExitStack() as stack:
+        try:
+            container.seek(key, stream=stream)
+            packets = _packets_from(key, container.demux(stream))
+        except (av.FFmpegError, LookupError):
+            again = stack.enter_context(_open(path))
             packets = _packets_from(key, again.demux(again.streams.best("video")))
-            for packet in packets:
-                yield from _decode(decoder, packet)
-        return
-    for packet in packets:
-        yield from _decode(decoder, packet)
+        for packet in packets:
+            yield from _decode(decoder, packet)
 
 
 def _packets_from(key: int, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    """The packets from the one of a keyframe on. Raises LookupError if others come first that are shown later."""
+    """The packets from that keyframe on. Raises LookupError if one that is shown later comes first, or none at all."""
     for packet in packets:
-        if packet.pts == key and packet.is_keyframe:
+        if packet.is_keyframe and packet.pts == key:
+            return chain([packet], packets)
+        if packet.is_keyframe and packet.pts is not None and packet.pts > key:
             break
-        if not packet.size or (packet.is_keyframe and packet.pts is not None and packet.pts > key):
-            raise LookupError(f"no keyframe at {key}")
-    yield packet
-    yield from packets
+    raise LookupError(f"no keyframe at {key}")
 
 
 def _first_size(path: Path) -> tuple[int, int]:
