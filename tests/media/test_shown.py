@@ -1,5 +1,7 @@
 """Pictures and videos are read as they are to be shown, against analytic pictures and the recommendations' formulas."""
 
+import shutil
+import subprocess
 from fractions import Fraction
 
 import av
@@ -148,6 +150,43 @@ def test_transparent_parts_of_a_video_are_laid_on_white(tmp_path, name, codec, s
     frame = shown(tmp_path / name).astype(int)
     assert np.abs(frame[4:-4, 4:28] - 255).max() <= tolerance
     assert np.abs(frame[4:-4, 36:-4] - (255, 0.4 * 102 + 0.6 * 255, 0.6 * 255)).max() <= tolerance
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"matrix": (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)} for a, b, c, d in TURNS),
+        {"aspect": Fraction(3, 2)},
+        {"aspect": Fraction(3, 4)},
+        {"colorspace": 1, "color_range": 1},
+        {"colorspace": 6, "color_range": 1},
+    ],
+)
+def test_frames_are_those_of_the_program_ffmpeg(tmp_path, options):
+    """Which turns, mirrors and converts by itself; square pixels are asked of its scaler, whose kernel is another one."""
+    y, x = np.mgrid[:32, :64]
+    smooth = np.stack([4 * x, 8 * y, 2 * x + 3 * y], -1).astype(np.uint8)[None]
+    path = write(tmp_path / "a.mp4", smooth, **options)
+    frame = shown(path)
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        path,
+        "-vf",
+        "scale=iw*sar:ih",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    ]
+    theirs = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8).reshape(
+        frame.shape
+    )
+    assert np.abs(frame[2:-2, 2:-2].astype(int) - theirs[2:-2, 2:-2]).max() <= 3
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
