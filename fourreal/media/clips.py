@@ -74,7 +74,7 @@ def open_clip(path: str) -> Clip:
             return Clip(path, "npz", npz.count_frames(source))
         if source.suffix.lower() in pictures.SUFFIXES:
             count = pictures.count_pictures(source)
-            return Clip(path, "picture", count, times=pictures.picture_times(source, count))
+            return Clip(path, "picture", count, times=pictures.picture_times(source, count) if count > 1 else None)
         video = videos.open_video(source)
         if video is None:
             raise UserError(f"{path}: no frames of a video in it; {EXPECTED}")
@@ -95,26 +95,23 @@ def choose_frames(clip: Clip, wanted: int, frames: str | None = None) -> list[in
 def choose_together(clips: Sequence[Clip], wanted: int, frames: str | None = None) -> tuple[list[list[int]], str]:
     """Indices of the frames of clips that began together, of `wanted` equal moments, and a line where they had to be aligned.
 
-    Clips of other lengths or rates than the first are cut to the time that all show; `frames` counts the first's. Raises
-    UserError as `choose_frames`, and where only some clips tell their times.
+    Clips of other lengths or rates than the first are cut to the time that all show; `frames` counts the first's. Those that
+    tell no times go with those that do only if they hold as many frames as wanted. Raises UserError as `choose_frames`.
     """
+    timed = [clip for clip in clips if clip.times is not None]
+    if 0 < len(timed) < len(clips):
+        for clip in clips:
+            if clip.times is None and clip.count != wanted:
+                raise UserError(
+                    f"{clip.path} does not tell when its frames are shown and {timed[0].path} does, so they cannot be "
+                    f"aligned; expected videos, or {wanted} pictures, one a time of the grid"
+                )
+        chosen, line = choose_together(timed, wanted, frames)
+        return [list(range(wanted)) if clip.times is None else chosen.pop(0) for clip in clips], line
     first, *others = clips
-    alike = [
-        clip.count == first.count
-        and (clip.times is None) == (first.times is None)
-        and np.allclose(clip.moments, first.moments, rtol=0, atol=first.moments[-1] / max(1, first.count - 1) / 2)
-        for clip in others
-    ]
-    if all(alike):
-        chosen = choose_frames(first, wanted, frames)
-        return [chosen] * len(clips), ""
-    for clip in clips:
-        if (clip.times is None) != (first.times is None):
-            timed, untimed = (first, clip) if clip.times is None else (clip, first)
-            raise UserError(
-                f"{untimed.path} does not tell when its frames are shown and {timed.path} does, so they cannot be aligned; "
-                "expected videos, or as many pictures for each view"
-            )
+    half_frame = first.moments[-1] / max(1, first.count - 1) / 2
+    if all(clip.count == first.count and np.abs(clip.moments - first.moments).max() <= half_frame for clip in others):
+        return [choose_frames(first, wanted, frames) for _ in clips], ""
     end = min(clip.moments[-1] for clip in clips)
     for clip in sorted(clips, key=lambda clip: clip.moments[-1]):
         _check_enough(clip, int((clip.moments <= end + NEAR).sum()), wanted, "the others end before that")

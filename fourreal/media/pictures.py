@@ -27,15 +27,15 @@ def count_pictures(path: Path) -> int:
 
 
 def picture_times(path: Path, count: int) -> tuple[float, ...] | None:
-    """When each picture of an animation is shown, in seconds; None if the file does not tell."""
+    """When each of several pictures is shown, in seconds; None if the file does not tell."""
     with _open(path) as picture:
         durations = []
-        for index in range(count if count > 1 else 0):
+        for index in range(count):
             picture.seek(index)
             if picture.format == "WEBP":
                 picture.load()  # only then is its duration known
             durations.append(float(picture.info.get("duration", 0)) / 1000)
-    return tuple(accumulate(durations[:-1], initial=0.0)) if durations and min(durations) > 0 else None
+    return tuple(accumulate(durations[:-1], initial=0.0)) if min(durations) > 0 else None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -102,6 +102,8 @@ def cut_away(old: tuple[int, int], new: tuple[int, int], crop: Crop) -> str:
 
 def on_white(picture: Image.Image) -> Image.Image:
     """An RGB picture, whose transparent parts are white."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
@@ -110,8 +112,9 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
-        if path.read_bytes()[:4] not in (b"II*\0", b"MM\0*"):
-            raise
+        with path.open("rb") as file:
+            if file.read(4) not in (b"II*\0", b"MM\0*"):
+                raise
         return _float_tiff(path)
 
 
@@ -121,24 +124,23 @@ def _float_tiff(path: Path) -> Image.Image:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)
-        width, height, samples = (int(tags.get(tag, 1)) for tag in (256, 257, 277))
-        packing, numbers = (
-            tags.get(259, 1),
-            np.dtype({(16,): "f2", (32,): "f4"}.get(tuple(set(tags.get(258, ()))), "V1")),
-        )
-        plain = tags.get(284, 1) == tags.get(317, 1) == 1 and set(tags.get(339, ())) == {3}
-        if not plain or packing not in (1, 8, 32946) or samples not in (1, 3) or numbers.kind != "f":
+        width, height, channels = (int(tags.get(tag, 1)) for tag in (256, 257, 277))
+        bits, packing = set(tags.get(258, ())), tags.get(259, 1)
+        plain = tags.get(284, 1) == tags.get(317, 1) == 1 and set(tags.get(339, ())) == {
+            3
+        }  # interleaved, no differences
+        if not plain or packing not in (1, 8, 32946) or channels not in (1, 3) or bits not in ({16}, {32}):
             raise ValueError("a TIFF of a rare kind; save it with 8 or 16 bits a channel, or as PNG")
         if width * height > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{width} x {height} pixels are too many")
-        needed, data = width * height * samples * numbers.itemsize, b""
+        dtype = np.dtype(f"{'<' if tags.prefix == b'II' else '>'}f{bits.pop() // 8}")
+        needed, data = width * height * channels * dtype.itemsize, b""
         for offset, size in zip(tags[273], tags[279], strict=True):
             file.seek(offset)
-            strip = file.read(size)
-            data += strip if packing == 1 else zlib.decompressobj().decompress(strip, needed)
-    numbers = numbers.newbyteorder("<" if tags.prefix == b"II" else ">")
-    values = np.frombuffer(data, numbers, width * height * samples).reshape(height, width, samples)
-    return _from_unit(values.astype(np.float32).squeeze(-1) if samples == 1 else values.astype(np.float32))
+            strip, left = file.read(size), max(1, needed - len(data))
+            data += strip if packing == 1 else zlib.decompressobj().decompress(strip, left)
+    values = np.frombuffer(data, dtype, width * height * channels).astype(np.float32)
+    return _from_unit(values.reshape((height, width, channels) if channels > 1 else (height, width)))
 
 
 def _from_unit(values: Float[np.ndarray, "h w *c"]) -> Image.Image:
@@ -157,4 +159,4 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
         return _from_unit(np.asarray(picture) / np.float32(2**16 - 1))
     if picture.mode == "F":
         return _from_unit(np.asarray(picture))
-    return on_white(picture) if picture.has_transparency_data else picture.convert("RGB")
+    return on_white(picture)

@@ -44,6 +44,10 @@ TURNS = {  # (a, b, c, d) of a display matrix, which moves a pixel from (x, y) t
 }
 
 
+QUARTER_TURNS = [turn for (a, *_), turn in TURNS.items() if not a]
+WIDEST = 10  # times as wide as high, that a pixel may be
+
+
 @dataclass(frozen=True)
 class Video:
     """The frames of a file's video in the order they are shown, known from its packets.
@@ -176,35 +180,38 @@ def _packets_from(key: int, packets: Iterator[av.Packet]) -> Iterator[av.Packet]
 
 
 def _first_size(path: Path) -> tuple[int, int]:
-    """(height, width) as shown. Raises UserError for colours that cannot be shown in 8 bits."""
+    """(height, width) as shown. Raises UserError for shapes and colours that cannot be shown."""
     with _open(path) as container:
         stream = container.streams.best("video")
-        frame = next(container.decode(stream))
-        height, width = frame.height, round(frame.width * (stream.sample_aspect_ratio or 1))
-        codec = stream.codec_context
-        if codec.color_trc in HDR:
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise UserError(f"{path}: damaged, none of its frames can be decoded; fetch it again")
+        trc, convert = stream.codec_context.color_trc, f"convert it: ffmpeg -i {shlex.quote(str(path))} -vf"
+        if trc in HDR:
             raise UserError(
-                f"{path}: HDR video ({HDR[codec.color_trc]}), which 8 bits do not hold; expected SDR, so convert it: "
-                f"ffmpeg -i {shlex.quote(str(path))} -vf {TO_SDR} sdr.mp4"
+                f"{path}: HDR video ({HDR[trc]}), which 8 bits do not hold; expected SDR, so {convert} {TO_SDR} sdr.mp4"
             )
         if frame.colorspace not in MATRICES:
             raise UserError(
                 f"{path}: colour matrix {frame.colorspace} (ITU-T H.273) is not read; expected BT.601, 709 or 2020, so "
-                f"convert it: ffmpeg -i {shlex.quote(str(path))} -vf zscale=m=bt709:p=bt709:t=bt709 bt709.mp4"
+                f"{convert} zscale=m=bt709:p=bt709:t=bt709 bt709.mp4"
             )
-    turned = _turn(frame, path) in (TURNS[0, 1, -1, 0], TURNS[0, -1, 1, 0], TURNS[0, 1, 1, 0], TURNS[0, -1, -1, 0])
-    return (width, height) if turned else (height, width)
+        if not 1 / WIDEST <= (aspect := stream.sample_aspect_ratio or 1) <= WIDEST:
+            raise UserError(
+                f"{path}: pixels {aspect} times as wide as high; expected square ones, so {convert} setsar=1 a.mp4"
+            )
+        size = frame.height, round(frame.width * aspect)
+    return size[::-1] if _turn(frame, path) in QUARTER_TURNS else size
 
 
 def _shown(frame: av.VideoFrame, stream: av.VideoStream, path: Path) -> Image.Image:
     """A decoded frame as RGB, upright, in square pixels."""
-    clear = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
-    large = frame.width >= 1280 or frame.height > 576
     untagged = frame.colorspace in (UNSPECIFIED, RESERVED) and not frame.format.is_rgb
+    large = frame.width >= 1280 or frame.height > 576
     matrix = ("ITU709" if large else "ITU601") if untagged else None
-    form = "rgba" if clear else "rgb24"
-    pixels = frame.reformat(format=form, src_colorspace=matrix, dst_color_range=FULL).to_ndarray()
-    picture = on_white(Image.fromarray(pixels)) if clear else Image.fromarray(pixels)
+    clear = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+    rgb = frame.reformat(format="rgba" if clear else "rgb24", src_colorspace=matrix, dst_color_range=FULL)
+    picture = on_white(Image.fromarray(rgb.to_ndarray()))
     width = round(frame.width * (stream.sample_aspect_ratio or 1))
     if width != frame.width:
         picture = picture.resize((width, frame.height), Image.Resampling.LANCZOS)

@@ -27,6 +27,7 @@ from PIL import Image
 from fourreal import __version__
 from fourreal.errors import MissingFile, UserError
 from fourreal.geometry.pinhole import opengl_from_opencv
+from fourreal.geometry.rays import check_cameras
 from fourreal.host.folders import whole_folder
 from fourreal.media.npz import read_array
 from fourreal.sampling.inputs import load_grid
@@ -38,6 +39,7 @@ from fourreal.sampling.results import (
     write_json,
     write_pictures,
 )
+from fourreal.scene import Cameras
 
 PINHOLE = 1  # COLMAP's number of the model with fx, fy, cx, cy
 LARGEST_SHIFT = 0.1  # pixels that D-NeRF's form may move a point
@@ -64,7 +66,8 @@ class Export:
     def run(self) -> None:
         """Writes the whole folder or nothing."""
         folder = Path(os.path.expanduser(self.result))
-        out = Path(os.path.expanduser(self.out)) if self.out else folder.with_name(f"{folder.resolve().name}-{self.to}")
+        named = folder if folder.name not in ("", "..") else folder.resolve()
+        out = Path(os.path.expanduser(self.out)) if self.out else named.with_name(f"{named.name}-{self.to}")
         result = read_result(folder)
         check_destination(out, self.overwrite)
         held_out = self._held_out(len(result.sampled))
@@ -107,6 +110,7 @@ def read_result(folder: Path) -> GridResult:
     if K is None or c2w is None:
         raise UserError(f"{folder}: its cameras are unknown; sample it with --cameras or --trajectory to export it")
     try:
+        check_cameras(Cameras(K, c2w), len(frames))
         given = read_array(path, "given")
         if given is None or given.shape != frames.shape[:2] or given.dtype != bool:
             raise ValueError(f"`given` is no bool {list(frames.shape[:2])}")

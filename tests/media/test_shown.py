@@ -91,6 +91,13 @@ def test_wide_pixels_of_a_turned_video_are_widened_before_the_turn(tmp_path):
     assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 2
 
 
+@pytest.mark.parametrize("aspect", [Fraction(255, 2), Fraction(1, 100)])
+def test_absurd_pixels_are_refused(tmp_path, aspect):
+    path = write(tmp_path / "a.mp4", np.zeros((1, 128, 128, 3), np.uint8), aspect=aspect)
+    with pytest.raises(UserError, match=r"times as wide as high; expected square.*ffmpeg -i .* -vf setsar=1"):
+        open_clip(path)
+
+
 @pytest.mark.parametrize(
     ("size", "tags", "matrix", "full"),
     [

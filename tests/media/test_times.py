@@ -128,6 +128,7 @@ def test_views_that_are_alike_are_chosen_as_one_alone_without_a_word():
 
 def test_views_that_cannot_be_aligned_are_refused():
     timed, untimed = Clip("a.mp4", "video", 9, times=tuple(range(9))), Clip("b", "pictures", 5)
+    assert choose_together([untimed, timed], 5) == ([[0, 1, 2, 3, 4], [0, 2, 4, 6, 8]], "")  # one picture a time
     for clips in ((timed, untimed), (untimed, timed)):
         with pytest.raises(UserError, match=r"b does not tell when.*a\.mp4 does, so they cannot be aligned"):
             choose_together(clips, 3)

@@ -274,13 +274,20 @@ def test_what_cannot_be_exported_is_one_line(folder, capsys, words, says):
     assert says in line and line.count("\n") == 1
 
 
-@pytest.mark.parametrize("spoil", ["given", "facts", "frames", "none"])
+def test_the_folder_may_be_the_one_where_one_stands(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run(".", "--to", "nerfstudio") == 0 and (tmp_path / "unit-nerfstudio/transforms.json").is_file()
+
+
+@pytest.mark.parametrize("spoil", ["given", "facts", "frames", "none", "c2w"])
 def test_a_damaged_result_is_one_line(folder, capsys, spoil):
     arrays = dict(np.load(folder / "grid.npz"))
     if spoil == "facts":
         (folder / "transforms.json").write_text("[1]")
     elif spoil == "none":
         (folder / "grid.npz").unlink()
+    elif spoil == "c2w":
+        np.savez(folder / "grid.npz", **arrays | {"c2w": arrays["c2w"] * np.float32([-1, 1, 1, 1])})  # mirrored
     else:
         arrays[spoil] = arrays[spoil][:1].astype(np.float32)
         np.savez(folder / "grid.npz", **arrays)
