@@ -33,6 +33,7 @@ VERBS = {
         "Ablate",
         "compare fusions: fourreal ablate configs/shift_and_roll.py",
     ),
+    "export": ("fourreal.sampling.export", "Export", "write a sampled grid for nerfstudio, D-NeRF or COLMAP"),
     "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
     "data build": ("fourreal.data.render.pack", "BuildPack", "build the pack of animated assets from game data"),
     "data render": ("fourreal.data.render.command", "Render", "render 4D grids and write them as ArrayRecord"),

@@ -1,6 +1,7 @@
 """Cameras along a named trajectory. The first one looks down by the elevation at a subject in distance 1:
 
-orbit:60     around the subject by 60 degrees, to the right (below 0: to the left)
+orbit:60     around the subject by 60 degrees, to the right (below 0: to the left); of whole turns, as orbit:360, the last
+             view stops one step before the first
 arc:60       the same, rising by a fifth of it
 rise:20      upward over the subject by 20 degrees
 dolly:0.3    towards the subject by 0.3 of the distance (below 0: away)
@@ -39,7 +40,8 @@ def trajectory(text: str, views: int, size: tuple[int, int], fov: float = 40.0, 
         raise UserError(
             f"--trajectory {text}: '{amount}' is no finite number; expected NAME or NAME:AMOUNT, as orbit:60"
         ) from None
-    share = np.linspace(0, 1, views)
+    whole_turns = name == "orbit" and number != 0 and number % 360 == 0
+    share = np.linspace(0, 1, views, endpoint=not whole_turns)
     sweep = number * share if name in ("orbit", "arc") else 0 * share
     climb = {"arc": abs(number) * CLIMB, "rise": number}.get(name, 0.0)
     distance = 1 - number * share if name == "dolly" else np.ones(views)

@@ -1,12 +1,14 @@
 """Clips: anything a user has that holds frames in an order, as uint8 frames of the model's size.
 
-A `Clip` is a source of frames that has been looked at but not decoded: its frames are counted first, and only the
-chosen ones are decoded and resized, one at a time. A clip is a video (any container that FFmpeg reads), an animated
-picture (gif, webp, apng), a single picture, a folder or a glob of pictures in natural order, or an npz with `frames`
-uint8 [f, h, w, 3].
+A `Clip` is a source of frames that has been looked at but not decoded: its frames are counted and timed first, and only the
+chosen ones are sought, decoded and resized, one at a time. Where a clip tells when its frames are shown, they are chosen by
+that time, so that a variable frame rate changes nothing; where it does not, each lasts equally long. A clip is a video (any
+container that FFmpeg reads), an animated picture (gif, webp, apng), a single picture, a folder or a glob of pictures in
+natural order, or an npz with `frames` uint8 [f, h, w, 3].
 """
 
 import glob
+import math
 import os
 import re
 import warnings
@@ -24,6 +26,7 @@ from fourreal.errors import MissingFile, UserError
 from fourreal.media import npz, pictures, videos
 from fourreal.media.pictures import Crop
 
+NEAR = 1e-6  # seconds that rounding may move a moment
 EXPECTED = "expected a video, a gif, an npz, a picture, or a folder or glob of pictures"
 
 
@@ -31,14 +34,20 @@ EXPECTED = "expected a video, a gif, an npz, a picture, or a folder or glob of p
 class Clip:
     """Frames that are counted but not decoded. `files` holds the pictures of a folder or glob, in order.
 
-    `fps` is a video's mean number of frames a second, None where it is not known.
+    `times`: when each frame is shown, in seconds from the first, None where it is not known.
     """
 
     path: str
     kind: Literal["video", "picture", "pictures", "npz"]
     count: int
     files: tuple[Path, ...] = ()
-    fps: float | None = None
+    times: tuple[float, ...] | None = None
+    video: videos.Video | None = None
+
+    @property
+    def moments(self) -> np.ndarray:
+        """`times`, or numbers of frames."""
+        return np.arange(self.count, dtype=float) if self.times is None else np.array(self.times)
 
     @property
     def source(self) -> Path:
@@ -64,32 +73,53 @@ def open_clip(path: str) -> Clip:
         if source.suffix.lower() == ".npz":
             return Clip(path, "npz", npz.count_frames(source))
         if source.suffix.lower() in pictures.SUFFIXES:
-            return Clip(path, "picture", pictures.count_pictures(source))
-        count = videos.count_frames(source)
-        if not count:
+            count = pictures.count_pictures(source)
+            return Clip(path, "picture", count, times=pictures.picture_times(source, count) if count > 1 else None)
+        video = videos.open_video(source)
+        if video is None:
             raise UserError(f"{path}: no frames of a video in it; {EXPECTED}")
-        return Clip(path, "video", count, fps=videos.frame_rate(source))
+        return Clip(path, "video", video.count, times=video.times, video=video)
 
 
 def choose_frames(clip: Clip, wanted: int, frames: str | None = None) -> list[int]:
-    """Indices of the `wanted` frames of a clip: all, or spread evenly with the first and the last among them.
+    """Indices of the `wanted` frames of a clip: all, or spread evenly in time with the first and the last among them.
 
-    `frames` overrides that for a clip longer than wanted: `a:b` spreads evenly over that range, `a:b:step` takes every
-    step-th frame from a on, the first `wanted` of them. Raises UserError if there are too few.
+    `frames` overrides that for a clip longer than wanted: `a:b` spreads evenly over frames a to b - 1, `a:b:step` takes every
+    step-th frame from a on, the first `wanted` of them; in seconds from the first frame, `2s:4.5s` spreads over what is shown
+    from 2 to before 4.5, `2s:4.5s:0.5s` takes what is shown each half second. Raises UserError if there are too few.
     """
-    override = slice(None) if frames is None else _parse_range(frames)
-    longer = clip.count > wanted
-    pool = range(clip.count)[override] if longer else range(clip.count)
-    if len(pool) < wanted:
-        chosen = "" if len(pool) == clip.count else f", and --frames {frames} leaves {len(pool)}"
-        plural = "" if clip.count == 1 else "s"
-        raise UserError(
-            f"{clip.path}: {clip.count} frame{plural}{chosen}, but {wanted} are needed; "
-            "give a longer one, or single pictures at their own cells (--given PICTURE@v=0,t=0)"
-        )
-    if longer and override.step:
-        return list(pool[:wanted])
-    return [pool[round(index)] for index in np.linspace(0, len(pool) - 1, wanted)]
+    moments = _choose_moments(clip, wanted, frames)
+    return list(range(wanted)) if clip.count == wanted else _nearest(clip, moments)
+
+
+def choose_together(clips: Sequence[Clip], wanted: int, frames: str | None = None) -> tuple[list[list[int]], str]:
+    """Indices of the frames of clips that began together, of `wanted` equal moments, and a line where they had to be aligned.
+
+    Clips of other lengths or rates than the first are cut to the time that all show; `frames` counts the first's. Those that
+    tell no times go with those that do only if they hold as many frames as wanted. Raises UserError as `choose_frames`.
+    """
+    timed = [clip for clip in clips if clip.times is not None]
+    if 0 < len(timed) < len(clips):
+        for clip in clips:
+            if clip.times is None and clip.count != wanted:
+                raise UserError(
+                    f"{clip.path} does not tell when its frames are shown and {timed[0].path} does, so they cannot be "
+                    f"aligned; expected videos, or {wanted} pictures, one a time of the grid"
+                )
+        chosen, line = choose_together(timed, wanted, frames)
+        return [list(range(wanted)) if clip.times is None else chosen.pop(0) for clip in clips], line
+    first, *others = clips
+    half_frame = first.moments[-1] / max(1, first.count - 1) / 2
+    if all(clip.count == first.count and np.abs(clip.moments - first.moments).max() <= half_frame for clip in others):
+        return [choose_frames(first, wanted, frames) for _ in clips], ""
+    end = min(clip.moments[-1] for clip in clips)
+    for clip in sorted(clips, key=lambda clip: clip.moments[-1]):
+        _check_enough(clip, int((clip.moments <= end + NEAR).sum()), wanted, "the others end before that")
+    moments = _choose_moments(first, wanted, frames, end)
+    unit = " s" if first.times else " frames"
+    ends = ", ".join(f"{clip.name} {clip.moments[-1]:.6g}{unit}" for clip in clips)
+    line = f"aligned by time, from the first frame of each to {end:.6g}{unit} after it (they end at: {ends})"
+    return [_nearest(clip, moments) for clip in clips], line
 
 
 def read_frames(clip: Clip, indices: Sequence[int], size: tuple[int, int], crop: Crop) -> UInt8[np.ndarray, "f h w 3"]:
@@ -107,6 +137,20 @@ def read_frames(clip: Clip, indices: Sequence[int], size: tuple[int, int], crop:
             "repair it or choose a good part with --frames a:b"
         )
     return np.stack([found[index] for index in indices])
+
+
+def frame_sizes(clip: Clip, indices: Sequence[int]) -> set[tuple[int, int]]:
+    """The sizes (height, width) in which the chosen frames are shown. Raises UserError if one cannot be read."""
+    with _one_line(clip.path):
+        match clip.kind:
+            case "video":
+                return {clip.video.size}
+            case "npz":
+                return {npz.read_header(clip.source, "frames")[0][1:3]}
+            case "picture":
+                return {pictures.picture_size(clip.source)}
+            case "pictures":
+                return {pictures.picture_size(clip.files[index]) for index in set(indices)}
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
@@ -131,7 +175,7 @@ def _decode(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
     """(index, picture) of the wanted frames, in any order."""
     match clip.kind:
         case "video":
-            yield from videos.decode_frames(clip.source, wanted)
+            yield from videos.decode_frames(clip.source, clip.video, wanted)
         case "picture":
             yield from pictures.decode_pictures(clip.source, wanted)
         case "pictures":
@@ -145,10 +189,55 @@ def _decode(clip: Clip, wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
                 yield index, Image.fromarray(frames[index])
 
 
-def _parse_range(text: str) -> slice:
-    if not re.fullmatch(r"-?\d*:(-?\d*)(:[1-9]\d*)?", text):
-        raise UserError(f"--frames {text}: expected a:b or a:b:step, as in 0:60:4 (b is left out)")
-    return slice(*(int(part) if part else None for part in text.split(":")))
+def _choose_moments(clip: Clip, wanted: int, frames: str | None, end: float = math.inf) -> np.ndarray:
+    """The moments of `choose_frames`, none after `end`."""
+    moments = clip.moments[clip.moments <= end + NEAR]
+    override, seconds = (slice(None), False) if frames is None else _parse_range(frames)
+    if seconds and clip.times is None:
+        raise UserError(f"--frames {frames}: {clip.path} does not tell its times; give numbers of frames, as 0:60")
+    if seconds and clip.count > wanted:
+        start, stop = (
+            value if value is None or value >= 0 else moments[-1] + value for value in (override.start, override.stop)
+        )
+        start, stop = max(0.0, start or 0.0), math.inf if stop is None else stop
+        pool = moments[(moments >= start - NEAR) & (moments < stop - NEAR)]
+        if override.step and len(pool):
+            pool = start + override.step * np.arange(int((pool[-1] - start) / override.step + NEAR) + 1)
+    else:
+        pool = moments[override] if clip.count > wanted else moments
+    _check_enough(clip, len(pool), wanted, f"--frames {frames} leaves {len(pool)}" if len(pool) < len(moments) else "")
+    return pool[:wanted] if override.step else np.linspace(pool[0], pool[-1], wanted)
+
+
+def _check_enough(clip: Clip, count: int, wanted: int, why: str) -> None:
+    if count < wanted:
+        left = f", and {why}" if why and count < clip.count else ""
+        raise UserError(
+            f"{clip.path}: {clip.count} frame{'' if clip.count == 1 else 's'}{left}, but {wanted} are needed; "
+            "give a longer one, or single pictures at their own cells (--given PICTURE@v=0,t=0)"
+        )
+
+
+def _nearest(clip: Clip, moments: np.ndarray) -> list[int]:
+    """The frame nearest to each moment; of two equally near ones, the earlier."""
+    times = clip.moments
+    after = np.searchsorted(times, moments).clip(0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(moments - times[before] <= times[after] - moments + NEAR, before, after).tolist()
+
+
+def _parse_range(text: str) -> tuple[slice, bool]:
+    """The range, and whether it is in seconds."""
+    if re.fullmatch(r"-?\d*:(-?\d*)(:[1-9]\d*)?", text):
+        return slice(*(int(part) if part else None for part in text.split(":"))), False
+    number = r"\d{1,9}(\.\d{1,9})?s"
+    if re.fullmatch(rf"(-?{number})?:(-?{number})?(:{number})?", text):
+        seconds = slice(*(float(part[:-1]) if part else None for part in text.split(":")))
+        if seconds.step != 0:
+            return seconds, True
+    raise UserError(
+        f"--frames {text}: expected a:b or a:b:step, as in 0:60:4 or in seconds 2s:4.5s:0.5s (b is left out)"
+    )
 
 
 @contextmanager

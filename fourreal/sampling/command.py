@@ -54,11 +54,12 @@ class Inputs:
     image: Annotated[str | None, PATH] = None
     """one picture, the same as --given PICTURE@v=0,t=0"""
     views: Annotated[str | None, PATH] = None
-    """folder or quoted glob of synchronised videos, one per view; in order of their names they fill views 0, 1, ..."""
+    """folder or quoted glob of videos that began together, one per view; in order of their names they fill views 0, 1, ..."""
     grid: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """a test grid instead of inputs: a bundled name, or an npz with frames uint8 [v, t, h, w, 3]"""
     frames: Annotated[str | None, tyro.conf.arg(metavar="A:B[:STEP]")] = None
-    """which frames of a longer video: a:b spread evenly over that range, a:b:step each step-th from a; else over all"""
+    """which frames of a longer video: a:b spread evenly over that range, a:b:step each step-th from a; else over all;
+    in seconds 2s:4.5s or 2s:4.5s:0.5s"""
     crop: Literal["center", "pad"] = "center"
     """how another aspect ratio becomes the grid's: cut the sides, or add black bars"""
 
@@ -274,7 +275,11 @@ class Sample:
             cameras = told.get("cameras")
             K, c2w, focus = (inputs.K, inputs.c2w, None) if cameras is None else cameras[:3]
             focus = None if focus is None else float(focus)
-            result = GridResult(inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus, inputs.fps)
+            way = about["options"].get("trajectory")
+            source = f"asked for by --trajectory {way}, not measured" if way else "known"
+            result = GridResult(
+                inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus, inputs.fps, source
+            )
             index = write_result(out, result, overwrite=self.output.overwrite)
             compiled = " (compilation included)" if seed == next(iter(folders)) else ""
             print(f"sampled {sampling.steps} steps in {took:.1f} s, seed {seed}{compiled}")

@@ -5,7 +5,8 @@
     PATH@v=3,t=5  one picture at one cell
 
 A fixed-view video and a freeze-time video cross in one cell, where they should show the same picture; the one named
-first is taken there. Any other cell that is given twice is an error.
+first is taken there. Any other cell that is given twice is an error. Fixed-view videos began together: of other lengths or
+rates than the first, they are cut to what all show and read at the same moments.
 """
 
 import difflib
@@ -23,14 +24,21 @@ from PIL import Image
 
 from fourreal.errors import MissingFile, UserError
 from fourreal.grid import even_cut
-from fourreal.media.clips import Clip, choose_frames, natural_order, open_clip, read_frames
+from fourreal.media.clips import (
+    Clip,
+    choose_frames,
+    choose_together,
+    frame_sizes,
+    natural_order,
+    open_clip,
+    read_frames,
+)
 from fourreal.media.npz import read_array
-from fourreal.media.pictures import Crop, fit, fit_intrinsics
+from fourreal.media.pictures import Crop, cut_away, fit, fit_intrinsics
 from fourreal.metrics.pixels import psnr
 
 GRIDS = Path(__file__).parents[1] / "assets" / "grids"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".y4m", ".gif", ".npz")
-SLOWEST, FASTEST = 0.1, 240.0  # frames a second; beyond them players give up, and nobody sees a motion
 DIFFERENT = 15.0  # dB; below this two pictures are not the same moment from the same camera
 
 
@@ -90,12 +98,16 @@ def read_placements(
     views, times, height, width = shape
     owner: dict[tuple[int, int], Placement] = {}
     shared, chosen, notes = [], [], []
-    for placement in placements:
-        clip = open_clip(placement.path)
-        cells = _cells(placement, views, times)
-        indices = choose_frames(clip, len(cells), frames)
+    opened = [(placement, open_clip(placement.path), _cells(placement, views, times)) for placement in placements]
+    fixed_views = [clip for placement, clip, _ in opened if placement.time is None]
+    together, aligned = choose_together(fixed_views, times, frames) if fixed_views else ([], "")
+    notes += [f"views: {aligned}"] if aligned else []
+    for placement, clip, cells in opened:
+        indices = together.pop(0) if placement.time is None else choose_frames(clip, len(cells), frames)
         if clip.count > len(cells):
             notes.append(f"{clip.name}: {clip.count} frames -> {', '.join(map(str, indices))}")
+        cuts = [cut_away(shown, (height, width), crop) for shown in sorted(frame_sizes(clip, indices))]
+        notes += _crop_notes(clip.name, max(cuts), (height, width))
         for cell in cells:
             other = owner.setdefault(cell, placement)
             if other is not placement:
@@ -158,7 +170,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
     Raises FileNotFoundError for an unknown name, ValueError for a grid that is smaller or not in this form.
     """
     path = _find_grid(grid)
-    frames, K, c2w = _load_grid(path)
+    frames, K, c2w = load_grid(path)
     views, times, *size = shape
     notes, chosen = [], []
     for axis, have, want in (("views", frames.shape[0], views), ("times", frames.shape[1], times)):
@@ -169,6 +181,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
             notes.append(f"{path.name}: {have} {axis} -> {', '.join(map(str, chosen[-1]))}")
     truth = frames[np.ix_(*chosen)]
     old_size = truth.shape[2:4]
+    notes += _crop_notes(path.name, cut_away(old_size, tuple(size), crop), tuple(size))
     flat = rearrange(truth, "v t h w c -> (v t) h w c")
     flat = np.stack([np.asarray(fit(Image.fromarray(frame), tuple(size), crop)) for frame in flat])
     truth = rearrange(flat, "(v t) h w c -> v t h w c", v=views)
@@ -191,12 +204,15 @@ def _name_of(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.") or "given"
 
 
+def _crop_notes(name: str, cut: str, size: tuple[int, int]) -> list[str]:
+    words = f"{name}: {cut} is cut away to fit {size[0]}x{size[1]}; --crop pad keeps all, between black bars"
+    return [words] if cut else []
+
+
 def _chosen_fps(clip: Clip, indices: Sequence[int]) -> float | None:
     """Frames a second at which what moves in the chosen frames is as fast as in the clip; None: not known."""
-    if clip.fps is None or len(indices) < 2 or max(indices) == min(indices):
-        return None
-    fps = (len(indices) - 1) * clip.fps / (max(indices) - min(indices))
-    return fps if SLOWEST <= fps <= FASTEST else None
+    lasts = clip.times[max(indices)] - clip.times[min(indices)] if clip.times else 0
+    return (len(indices) - 1) / lasts if lasts > 0 else None
 
 
 def _cells(placement: Placement, views: int, times: int) -> list[tuple[int, int]]:
@@ -239,7 +255,8 @@ def _find_grid(grid: str | None) -> Path:
     raise MissingFile(f"--grid {grid}: neither a file nor a bundled grid ({', '.join(names) or 'none here'}){hint}")
 
 
-def _load_grid(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def load_grid(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """`frames`, `K` and `c2w` of an npz as `read_grid` takes it. Raises UserError for another form."""
     try:
         arrays = {name: read_array(path, name) for name in ("frames", "K", "c2w")}
     except Exception as error:  # a damaged archive can make its readers raise anything

@@ -6,7 +6,8 @@
     videos/camNN.mp4    one video per view, its frames once in the source's time (enlarged to at least 256 px)
     grid.npz            frames uint8 [v, t, h, w, 3], given bool [v, t]; K [v, 3, 3], c2w [v, 4, 4] (OpenCV) if known
     metadata.json       settings, seed, versions, hash of the weights, timings, PSNR
-    transforms.json     only with cameras: nerfstudio's form, and images/camNN/NNNNNN.png that it names
+    transforms.json     nerfstudio's form with the time of each frame; says so where cameras are not known or only asked for
+    images/camNN/NNNNNN.png  all cells, as transforms.json names them
 
 The folder is written beside its place under another name and renamed when it is whole.
 """
@@ -35,13 +36,15 @@ from fourreal.metrics.pixels import psnr_by_motion
 from fourreal.sampling.page import viewer_page
 
 FPS = 8
+SLOWEST, FASTEST = 0.1, 240.0  # frames a second; beyond them players give up, and nobody sees a motion
 LOOK = 4  # seconds that grid.mp4 lasts at least
 CONVENTION = (
     "transform_matrix is camera to world in the OpenGL convention (x right, y up, z backward), in the scene's units; "
     "fl_x, fl_y, cx, cy are in pixels, with (0, 0) the outer corner of the top left pixel; "
     "focus, where it is known, is the first camera's distance to its subject in the scene's units; "
-    "time runs from 0 (first) to 1 (last)"
+    "time runs from 0 (first) to 1 (last), which is duration seconds later where the source's times are known"
 )
+UNKNOWN = "unknown: no frame has a transform_matrix; sample with --cameras, or estimate them from images/"
 
 Scores = dict[str, dict[str, float]]
 
@@ -50,7 +53,8 @@ Scores = dict[str, dict[str, float]]
 class GridResult:
     """A sampled grid and what is known about it. `about`: JSON-ready facts for metadata.json; `focus`: see `Cameras`.
 
-    `fps`: frames a second of the user's video, for videos/; None where it is not known, then FPS.
+    `fps`: frames a second at which what moves is as fast as in the user's video; None where it is not known. `cameras`: where
+    K and c2w come from, in words.
     """
 
     name: str
@@ -62,6 +66,12 @@ class GridResult:
     about: Mapping[str, object] = field(default_factory=dict)
     focus: float | None = None
     fps: float | None = None
+    cameras: str = "known"
+
+    @property
+    def played(self) -> float:
+        """Frames a second of videos/: `fps`, or FPS where it is not known or no player's."""
+        return self.fps if self.fps and SLOWEST <= self.fps <= FASTEST else FPS
 
 
 def scores(result: GridResult) -> Scores:
@@ -132,29 +142,26 @@ def write_result(out: Path, result: GridResult, *, overwrite: bool = False) -> P
         contact_sheet([known, *shown], result.given, shorter=384 // max(result.given.shape)).save(
             folder / "contact.png"
         )
-        _write_videos(folder, result.sampled, result.fps or FPS)
+        _write_videos(folder, result.sampled, result.played)
         cameras = {"K": result.K, "c2w": result.c2w}
         arrays = {name: array for name, array in cameras.items() if array is not None}
         np.savez_compressed(folder / "grid.npz", frames=result.sampled, given=result.given, **arrays)
-        if len(arrays) == len(cameras):
-            _write_pictures(folder, result.sampled)
-            _write_json(folder / "transforms.json", transforms(result))
-        _write_json(folder / "metadata.json", _metadata(result, table))
+        write_pictures(folder, result.sampled)
+        write_json(folder / "transforms.json", transforms(result))
+        write_json(folder / "metadata.json", _metadata(result, table))
     return out / "index.html"
 
 
 def transforms(result: GridResult) -> dict[str, object]:
     """nerfstudio's transforms.json with a `time` for each frame, as reconstructors of moving scenes read it."""
     views, times, height, width, _ = result.sampled.shape
-    poses = opengl_from_opencv(result.c2w)
+    known = result.K is not None and result.c2w is not None
     frames = []
     for v, t in np.ndindex(views, times):
-        focal_and_center = zip(("fl_x", "fl_y", "cx", "cy"), ((0, 0), (1, 1), (0, 2), (1, 2)), strict=True)
         frames.append(
             {
-                "file_path": _picture_path(v, t),
-                "transform_matrix": poses[v].tolist(),
-                **{key: float(result.K[v][place]) for key, place in focal_and_center},
+                "file_path": picture_path(v, t),
+                **(_camera(result.K[v], result.c2w[v]) if known else {}),
                 "w": width,
                 "h": height,
                 "time": t / max(1, times - 1),
@@ -167,9 +174,19 @@ def transforms(result: GridResult) -> dict[str, object]:
         "camera_model": "OPENCV",
         "orientation_override": "none",
         "convention": CONVENTION,
+        "cameras": result.cameras if known else UNKNOWN,
         "generator": f"fourreal {__version__}",
         **({} if result.focus is None else {"focus": result.focus}),
+        **({} if result.fps is None else {"fps": result.fps, "duration": (times - 1) / result.fps}),
         "frames": frames,
+    }
+
+
+def _camera(K: Float[np.ndarray, "3 3"], c2w: Float[np.ndarray, "4 4"]) -> dict[str, object]:
+    focal_and_center = zip(("fl_x", "fl_y", "cx", "cy"), ((0, 0), (1, 1), (0, 2), (1, 2)), strict=True)
+    return {
+        "transform_matrix": opengl_from_opencv(c2w).tolist(),
+        **{key: float(K[place]) for key, place in focal_and_center},
     }
 
 
@@ -209,9 +226,10 @@ def _write_videos(folder: Path, sampled: np.ndarray, fps: float) -> None:
     write_video(folder / "grid.mp4", tiled[to_and_fro * rounds], FPS)
 
 
-def _write_pictures(folder: Path, sampled: np.ndarray) -> None:
+def write_pictures(folder: Path, sampled: UInt8[np.ndarray, "v t h w c"]) -> None:
+    """images/camNN/NNNNNN.png of every cell."""
     for v, t in np.ndindex(sampled.shape[:2]):
-        path = folder / _picture_path(v, t)
+        path = folder / picture_path(v, t)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sampled[v, t]).save(path)
 
@@ -220,7 +238,7 @@ def _video_path(v: int) -> str:
     return f"videos/cam{v:02d}.mp4"
 
 
-def _picture_path(v: int, t: int) -> str:
+def picture_path(v: int, t: int) -> str:
     return f"images/cam{v:02d}/{t:06d}.png"
 
 
@@ -229,7 +247,7 @@ def _metadata(result: GridResult, table: Scores) -> dict[str, object]:
     return {
         "generator": f"fourreal {__version__}",
         "name": result.name,
-        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": result.fps or FPS},
+        "grid": {"views": views, "times": times, "height": height, "width": width, "fps": result.played},
         "given": [{"view": int(v), "time": int(t)} for v, t in np.argwhere(result.given)],
         "psnr_db": {
             name: {kind: round(value, 4) if math.isfinite(value) else None for kind, value in row.items()}
@@ -239,7 +257,7 @@ def _metadata(result: GridResult, table: Scores) -> dict[str, object]:
     }
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
 

@@ -39,3 +39,23 @@ def test_orbit_to_the_right_moves_the_camera_to_its_own_right():
 def test_field_of_view_spans_the_width():
     K = trajectory("orbit", 2, SIZE, fov=90).K[0]
     np.testing.assert_allclose(K, [[32, 0, 32], [0, 32, 24], [0, 0, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "views", "step"), [("orbit:360", 8, 45), ("orbit:-360", 4, -90), ("orbit:720", 9, 80)]
+)
+def test_whole_turns_do_not_repeat_the_first_view(text, views, step):
+    places = trajectory(text, views, SIZE).c2w[:, :3, 3].astype(float)
+    around = np.degrees(np.unwrap(np.arctan2(places[:, 1], places[:, 0])))
+    np.testing.assert_allclose(around, step * np.arange(views), atol=1e-4)
+    assert min(np.linalg.norm(one - other) for n, one in enumerate(places) for other in places[:n]) > 0.1
+
+
+@pytest.mark.parametrize("text", ["orbit:359", "arc:360", "orbit:0"])
+def test_other_amounts_reach_their_end(text):
+    """An arc ends above where it began."""
+    amount = float(text.partition(":")[2])
+    x, y, _ = trajectory(text, 5, SIZE, elevation=0).c2w[-1, :3, 3].astype(float)
+    np.testing.assert_allclose(
+        [x, y], np.hypot(x, y) * np.array([np.cos(np.radians(amount)), np.sin(np.radians(amount))]), atol=1e-5
+    )

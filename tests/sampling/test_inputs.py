@@ -85,6 +85,30 @@ def test_what_moves_in_chosen_frames_is_as_fast_as_in_the_video(folder, frames, 
     assert read(folder, "video.npz@v=0").fps is None
 
 
+def test_views_of_other_rates_show_the_same_moments_and_one_line_says_so(tmp_path):
+    """Frames of levels 20 apart: 30 frames a second for 13 frames and 10 for 5; both last 0.4 s."""
+    for name, count, rate in (("a.mp4", 13, 30), ("b.mp4", 5, 10)):
+        frames = np.broadcast_to((20 * np.arange(count))[:, None, None, None], (count, 8, 8, 3)).astype(np.uint8)
+        write_video(tmp_path / name, frames, rate)
+    placements, _ = place_views(str(tmp_path), 3)
+    result = read_placements(placements, SHAPE)
+    numbers = np.rint(result.frames[:2].mean((2, 3, 4)) / 20).tolist()
+    assert numbers == [[0, 4, 8, 12], [0, 1, 3, 4]]  # moments 0, 0.133, 0.267, 0.4
+    assert sum("aligned by time" in note for note in result.notes) == 1
+    assert result.fps == pytest.approx(3 / 0.4)
+
+
+@pytest.mark.parametrize(("crop", "notes"), [("center", 1), ("pad", 0)])
+def test_a_crop_of_more_than_a_tenth_is_said_for_clips_and_grids(tmp_path, crop, notes):
+    Image.new("RGB", (16, 9)).save(tmp_path / "wide.png")
+    Image.new("RGB", (17, 16)).save(tmp_path / "square.png")
+    np.savez(tmp_path / "grid.npz", frames=np.zeros((3, 4, 16, 9, 3), np.uint8))
+    given = read(tmp_path, "wide.png@v=0,t=0", "square.png@v=1,t=1", crop=crop).notes
+    assert len(given) == notes and all("wide.png: 44% of the width is cut away to fit 8x8" in note for note in given)
+    grid = read_grid(str(tmp_path / "grid.npz"), SHAPE, crop=crop).notes
+    assert len(grid) == notes and all("grid.npz: 44% of the height" in note for note in grid)
+
+
 @pytest.mark.parametrize("second", ["photo.png@v=0,t=2", "video.npz@v=0"])
 def test_a_cell_given_twice_is_an_error_that_names_both(folder, second):
     with pytest.raises(ValueError, match=rf"given twice, by .*video\.npz@v=0 and by .*{second.split('.')[0]}"):

@@ -46,6 +46,10 @@ def result():
     return GridResult("unit", flat_grid(), given_l(), flat_grid(), K, c2w, about)
 
 
+def rate(clip):
+    return (clip.count - 1) / clip.times[-1]
+
+
 def files_in(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
@@ -85,11 +89,15 @@ def test_what_the_page_compares_reads_given_cells_only(result):
     assert (nearest[1:, 1:] == result.sampled[1:, :1]).all()
 
 
-def test_without_cameras_no_transforms_are_claimed(result, tmp_path):
+def test_without_cameras_pictures_and_times_are_written_and_no_pose_is_claimed(result, tmp_path):
     plain = GridResult("unit", result.sampled, result.given)
     write_result(tmp_path / "unit", plain)
-    assert not any(name.startswith(("transforms", "images")) for name in files_in(tmp_path / "unit"))
     assert set(np.load(tmp_path / "unit" / "grid.npz").files) == {"frames", "given"}
+    content = json.loads((tmp_path / "unit/transforms.json").read_text())
+    assert content["cameras"].startswith("unknown") and len(content["frames"]) == VIEWS * TIMES
+    for frame in content["frames"]:
+        assert (tmp_path / "unit" / frame["file_path"]).is_file() and 0 <= frame["time"] <= 1
+        assert not {"transform_matrix", "fl_x", "cx"} & frame.keys()
 
 
 def test_arrays_and_pictures_are_the_sampled_frames_bit_for_bit(result, tmp_path):
@@ -112,10 +120,18 @@ def test_each_view_video_holds_its_frames_once_in_order_at_256_px(result, tmp_pa
 @pytest.mark.parametrize(("fps", "stored"), [(None, 8), (2.5, 2.5), (30000 / 1001, 30000 / 1001)])
 def test_view_videos_keep_the_time_of_the_source_and_the_tiled_one_its_own(result, tmp_path, fps, stored):
     write_result(tmp_path / "unit", replace(result, fps=fps))
-    assert open_clip(str(tmp_path / "unit/videos/cam00.mp4")).fps == pytest.approx(stored)
+    assert rate(open_clip(str(tmp_path / "unit/videos/cam00.mp4"))) == pytest.approx(stored)
     assert json.loads((tmp_path / "unit/metadata.json").read_text())["grid"]["fps"] == pytest.approx(stored)
     tiled = open_clip(str(tmp_path / "unit/grid.mp4"))
-    assert tiled.fps == 8 and tiled.count / tiled.fps >= 3
+    assert rate(tiled) == pytest.approx(8) and tiled.count / 8 >= 3
+    told = json.loads((tmp_path / "unit/transforms.json").read_text())
+    assert told.get("fps") == fps and told.get("duration") == (fps and pytest.approx((TIMES - 1) / fps))
+
+
+@pytest.mark.parametrize("fps", [1 / 75, 1000.0])
+def test_a_rate_that_no_player_takes_is_kept_in_transforms_and_played_at_8(result, fps):
+    slow = replace(result, fps=fps)
+    assert slow.played == 8 and transforms(slow)["fps"] == fps
 
 
 def test_tiled_video_shows_every_view_in_its_place_to_and_fro(result, tmp_path):
