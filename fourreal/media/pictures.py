@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 Crop = Literal["center", "pad"]
 
@@ -27,6 +27,13 @@ def decode_pictures(path: Path, wanted: Iterable[int]) -> Iterator[tuple[int, Im
         for index in sorted(wanted):
             picture.seek(index)
             yield index, ImageOps.exif_transpose(picture)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture file, upright, from its header."""
+    with Image.open(path, formats=FORMATS) as picture:
+        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return picture.size if turned else picture.size[::-1]
 
 
 def fit(picture: Image.Image, size: tuple[int, int], crop: Crop) -> Image.Image:
