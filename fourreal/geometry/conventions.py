@@ -18,24 +18,29 @@ def to_opencv(matrices: Float[ndarray, "v 4 4"], axes: str, poses: str) -> Float
     return c2w if axes == "opencv" else opencv_from_opengl(c2w)
 
 
-def subject(c2w: Float[ndarray, "v 4 4"]) -> Float[ndarray, "3"] | None:
-    """The point nearest to all optical axes (OpenCV), if it is in front of every camera and near the middle of its picture."""
+def subject(c2w: Float[ndarray, "v 4 4"]) -> tuple[Float[ndarray, "3"], float] | None:
+    """The point nearest to all optical axes (OpenCV), if it is in front of every camera and near the middle of its picture.
+
+    With it the smallest cosine between an axis and the direction to the point.
+    """
     origins, forward = c2w[:, :3, 3], c2w[:, :3, 2]
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]  # P_v: away from the axis
     if np.linalg.eigvalsh(across.mean(0))[0] < PARALLEL:
         return None
-    point = np.linalg.solve(across.sum(0), (across @ origins[:, :, None]).sum(0)[:, 0])
+    middle = origins.mean(0)  # else places in UTM would lose digits
+    away = (across @ (origins - middle)[:, :, None]).sum(0)[:, 0]
+    point = middle + np.linalg.solve(across.sum(0), away)
     seen = point - origins
-    distance = np.linalg.norm(seen, axis=1)
-    inside = (forward * seen).sum(1) >= np.cos(np.radians(WIDEST)) * distance
-    return point if inside.all() and distance.min() > 1e-3 * distance.max() else None
+    cosine = ((forward * seen).sum(1) / np.maximum(np.linalg.norm(seen, axis=1), 1e-300)).min()
+    return (point, float(cosine)) if cosine >= np.cos(np.radians(WIDEST)) else None
 
 
 def readings(c2w: Float[ndarray, "v 4 4"]) -> dict[tuple[str, str], Float[ndarray, "3"]]:
     """The readings (axes, poses) of OpenGL's camera-to-world matrices under which all look at one subject, and that point.
 
-    `c2w` is in OpenCV's axes, as a file of OpenGL's matrices was understood.
+    `c2w` is in OpenCV's axes, as a file of OpenGL's matrices was understood. The sharpest reading comes first.
     """
     written = opencv_from_opengl(c2w)
     found = {(axes, poses): subject(to_opencv(written, axes, poses)) for axes in AXES for poses in POSES}
-    return {reading: point for reading, point in found.items() if point is not None}
+    fitting = {reading: match for reading, match in found.items() if match is not None}
+    return {reading: fitting[reading][0] for reading in sorted(fitting, key=lambda reading: -fitting[reading][1])}

@@ -8,7 +8,7 @@
 A camera is all frames of one `camera_label`, or of one pose at different times.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,8 @@ SAME = 1e-3  # how far numbers of a rotation, and places in extents of the rig, 
 class Source:
     """A frame and where it comes from, which is what cameras are paired by."""
 
+    path: str
+    """as messages name it"""
     file: tuple[str, ...]
     """the parts of its picture's path, empty in a video"""
     clip: tuple[str, ...]
@@ -43,10 +45,6 @@ class Source:
     sweep: bool
     """of a freeze-time video, where every frame has another camera"""
 
-    @property
-    def name(self) -> str:
-        return "/".join(self.file[-2:]) or f"{self.clip[-1]} (frame {self.index} of {self.count})"
-
 
 def sources(clip: Clip, indices: Sequence[int], sweep: bool) -> list[Source]:
     """The frames of a clip at these indices."""
@@ -57,7 +55,8 @@ def sources(clip: Clip, indices: Sequence[int], sweep: bool) -> list[Source]:
     def one(index: int) -> Source:
         file = clip.files[index] if clip.files else clip.source if still else None
         names = () if file is None else name_parts(str(file.absolute()))
-        return Source(names, parts, index, clip.count, index / clip.fps if clip.fps else None, sweep)
+        path = f"{clip.name} (frame {index} of {clip.count})" if file is None else "/".join(file.absolute().parts[-2:])
+        return Source(path, names, parts, index, clip.count, index / clip.fps if clip.fps else None, sweep)
 
     return [one(index) for index in indices]
 
@@ -65,10 +64,8 @@ def sources(clip: Clip, indices: Sequence[int], sweep: bool) -> list[Source]:
 class Rig:
     """The cameras of a grid's views: paired with pictures first, then asked about each as it is decoded."""
 
-    def __init__(
-        self, file: CameraFile, views: int, chosen: Mapping[int, Sequence[Source]], every: Sequence[Source] = ()
-    ):
-        """`chosen`: the frames that are taken, by view; `every`: also those of the same clips that are not.
+    def __init__(self, file: CameraFile, views: int, chosen: Mapping[int, Sequence[Source]], every: Sequence[Source]):
+        """`chosen`: the frames that are taken, by view; `every`: all of their clips.
 
         Raises UserError for a picture without a camera, and for a camera without a picture unless its view is sampled.
         """
@@ -124,7 +121,7 @@ class Rig:
 def pose_notes(file: CameraFile, c2w: Float[np.ndarray, "v 4 4"]) -> list[str]:
     """What is odd about poses (OpenCV): another convention that fits, or places that are noise."""
     notes, fitting = [], readings(c2w)
-    if fitting and ("opengl", "c2w") not in fitting and len(fitting) < 3:
+    if fitting and ("opengl", "c2w") not in fitting:
         axes, poses = next(iter(fitting))
         notes.append(
             f"{file.path}: warning: read as camera to world in OpenGL's axes, as this form has them, the cameras look at no "
@@ -185,15 +182,14 @@ def _pair(
     found, extent = stations(file), _extent(file)
     if len(found) < views:
         raise UserError(f"{file.path}: {len(found)} cameras; the grid needs {views}, one a view")
-    every = list(dict.fromkeys([*every, *(source for view in chosen.values() for source in view)]))
-    station_of = _stations_of(file, every, found)
+    station_of = _stations_of(every, found)
     of_view: dict[int, int] = {}
     for view, pictures in chosen.items():
         seen = sorted(set().union(*(station_of[source] for source in pictures)))
         if seen and not same_camera([found[station][0] for station in seen], extent):
             names = ", ".join(found[station][0].name for station in seen[:3])
             raise UserError(
-                f"{file.path}: {pictures[0].name} fits several cameras ({names}): a view has one camera, which stands still; "
+                f"{file.path}: {pictures[0].path} fits several cameras ({names}): a view has one camera, which stands still; "
                 "give pictures by paths that tell, or of a moving camera one picture a view (--orbit)"
             )
         if seen:
@@ -203,7 +199,7 @@ def _pair(
     for view, pictures in chosen.items():
         if view not in of_view:
             raise UserError(
-                f"{file.path}: no camera for {pictures[0].name} at view {view}; expected a frame whose file_path or "
+                f"{file.path}: no camera for {pictures[0].path} at view {view}; expected a frame whose file_path or "
                 "camera_label is its name: add one, or leave the picture out"
             )
     free = [view for view in range(views) if view not in chosen]
@@ -230,20 +226,19 @@ def _in_order(
         view = max(chosen)
         raise UserError(
             f"{file.path}: {len(found)} cameras for {views} views, and no name or number says which of them saw "
-            f"{chosen[view][0].name}; expected a file_path or camera_label of its name, or {views} cameras, one a view"
+            f"{chosen[view][0].path}; expected a file_path or camera_label of its name, or {views} cameras, one a view"
         )
     return [found[place][0] for place in even_cut(len(found), views)], "in their order"
 
 
-def _stations_of(
-    file: CameraFile, every: Sequence[Source], found: list[list[FileCamera]]
-) -> dict[Source, frozenset[int]]:
+def _stations_of(every: Sequence[Source], found: list[list[FileCamera]]) -> dict[Source, frozenset[int]]:
     """The cameras that may have seen each frame: of one place, else it is not clear which."""
     by_file = {source: _named(source.file, found, _file_score) for source in every}
     named = {source.clip for source, hits in by_file.items() if hits}
+    of_clip = {clip: _named(clip, found, _clip_score) for clip in {source.clip for source in every}}
 
     def by_clip(source: Source) -> frozenset[int]:
-        hits = _named(source.clip, found, _clip_score)
+        hits = of_clip[source.clip]
         if not source.sweep:
             return hits
         return frozenset() if source.clip in named else _numbered(source, sorted(hits) or [*range(len(found))], found)
@@ -269,7 +264,9 @@ def _numbered(source: Source, pool: list[int], found: list[list[FileCamera]]) ->
     return frozenset([pool[nearest]] if abs(times[nearest] - at) <= 0.5 * step else [])
 
 
-def _named(names: tuple[str, ...], found: list[list[FileCamera]], score) -> frozenset[int]:
+def _named(
+    names: tuple[str, ...], found: list[list[FileCamera]], score: Callable[[tuple[str, ...], FileCamera], float]
+) -> frozenset[int]:
     """The cameras that fit a path best, if any does."""
     scores = [max(score(names, frame) for frame in frames) for frames in found] if names else []
     best = max(scores, default=0)
@@ -279,13 +276,12 @@ def _named(names: tuple[str, ...], found: list[list[FileCamera]], score) -> froz
 def _file_score(names: tuple[str, ...], frame: FileCamera) -> float:
     """How many parts at the end of a picture's path are those of `file_path`; a label of its name is less than one."""
     labelled = frame.label is not None and names[-1] in (frame.label, *name_parts(frame.label)[-1:])
-    return max(_common(names, name_parts(frame.path)), 0.5 * labelled)
+    return max(_common(names, frame.parts), 0.5 * labelled)
 
 
 def _clip_score(names: tuple[str, ...], frame: FileCamera) -> float:
     """The same of a video or folder, whose pictures `file_path` may name."""
-    parts = name_parts(frame.path)
-    return max(_file_score(names, frame), _common(names, parts[:-1]))
+    return max(_file_score(names, frame), _common(names, frame.parts[:-1]))
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> int:

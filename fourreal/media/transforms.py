@@ -7,6 +7,7 @@ file has them.
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,6 +50,11 @@ class FileCamera:
     @property
     def name(self) -> str:
         return self.label or self.path or "without a name"
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Those of its path, as names are compared."""
+        return name_parts(self.path)
 
     def intrinsics(self, size: tuple[int, int]) -> Float[np.ndarray, "3 3"]:
         """K in pixels of the same picture at `size` (height, width). Raises UserError for one of another aspect."""

@@ -197,8 +197,8 @@ def read_grid(
     )
     if cameras is None:
         return found
-    clip = Clip(str(path), "npz", len(frames))
-    rig = Rig(cameras, views, {view: [source] for view, source in enumerate(sources(clip, chosen[0], sweep=True))})
+    stored = sources(Clip(str(path), "npz", len(frames)), range(len(frames)), sweep=True)
+    rig = Rig(cameras, views, {view: [stored[place]] for view, place in enumerate(chosen[0])}, stored)
     rig.sizes |= dict.fromkeys(range(views), old_size)
     if any(camera.lens for camera in rig.cameras):
         raise UserError(
