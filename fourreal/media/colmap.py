@@ -27,6 +27,7 @@ MODELS = {
     "RADIAL_FISHEYE": "f cx cy k1 k2",
     "OPENCV_FISHEYE": "fl_x fl_y cx cy k1 k2 k3 k4",
 }
+FILES = ("cameras.txt", "images.txt", "points3D.txt")  # as text
 EXPECTED = "expected COLMAP's cameras.txt and images.txt (or .bin), as in sparse/0"
 
 
@@ -49,6 +50,8 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 def write_folder(folder: Path, frames: list[dict[str, Any]]) -> None:
     """Frames of a transforms.json as text, in a new folder: one camera a frame, and no points."""
+    if not all(frame["file_path"] for frame in frames):
+        raise UserError("COLMAP knows cameras by their pictures' names: expected a file_path for every frame")
     folder.mkdir()
     cameras, images = [], []
     for number, frame in enumerate(frames, 1):
@@ -58,9 +61,8 @@ def write_folder(folder: Path, frames: list[dict[str, Any]]) -> None:
         w2c = np.linalg.inv(opencv_from_opengl(np.array(frame["transform_matrix"], np.float64)))
         pose = " ".join(repr(float(value)) for value in (*quaternion(w2c[:3, :3]), *w2c[:3, 3]))
         images += [f"{number} {pose} {number} {frame['file_path']}", ""]
-    (folder / "cameras.txt").write_text("\n".join(cameras) + "\n", encoding="utf-8")
-    (folder / "images.txt").write_text("\n".join(images) + "\n", encoding="utf-8")
-    (folder / "points3D.txt").write_text("", encoding="utf-8")
+    for name, lines in zip(FILES, (cameras, images, []), strict=True):
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def rotation(quaternion: ndarray) -> Float[ndarray, "3 3"]:
