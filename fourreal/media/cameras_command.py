@@ -148,9 +148,12 @@ def report(file: CameraFile) -> list[str]:
     away = np.linalg.norm(places[0])
     lines.append(
         f"unit: the first camera's distance to the subject is {focus}{' (the file says)' if file.focus else ''}, to the "
-        f"farthest camera {apart:.4g}, to the origin {away:.4g}{' (metres of a map?)' if away > 1e4 * max(apart, 1) else ''}; models "
-        "measure in the first of these, so any unit goes"
+        f"farthest camera {apart:.4g}, to the origin {away:.4g}; models measure in the first of these, so any unit goes"
     )
+    if away > 1e4 * max(apart, 1.0):
+        lines.append(
+            "unit: so far from the origin are places on a map (UTM), in metres; they are made relative without loss"
+        )
     return lines + pose_notes(file, c2w)
 
 

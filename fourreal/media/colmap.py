@@ -96,7 +96,7 @@ def _as_text(folder: Path, out: str) -> None:
         import pycolmap
     except ModuleNotFoundError:
         raise UserError(
-            f"{folder}: a binary model, for which pycolmap is missing: pip install pycolmap, or write it as text with "
+            f"{folder}: a binary model, for which pycolmap is missing: pip install -e '.[colmap]', or write it as text with "
             "colmap model_converter --output_type TXT"
         ) from None
     try:
