@@ -1,7 +1,7 @@
 """Which camera of a file saw which picture: by name, never by two ways of counting.
 
 1. A picture has the camera whose `file_path` ends in the same names as its path (without suffixes), or whose `camera_label` is
-   its name. A video, or a folder of pictures, has the camera of its name, or of the pictures in a folder of its name.
+   its name, or its folder's. A video, or a folder of pictures, has the camera of its name, or of pictures in such a folder.
 2. The frames of a freeze-time video without names have cameras by index, where there are as many, or by `time`.
 3. Where nothing has a name of the file's, view v has camera v in natural order.
 
@@ -274,9 +274,13 @@ def _named(
 
 
 def _file_score(names: tuple[str, ...], frame: FileCamera) -> float:
-    """How many parts at the end of a picture's path are those of `file_path`; a label of its name is less than one."""
-    labelled = frame.label is not None and names[-1] in (frame.label, *name_parts(frame.label)[-1:])
-    return max(_common(names, frame.parts), 0.5 * labelled)
+    """How many parts at the end of a picture's path are those of `file_path`; less than one where the label is its name.
+
+    Less still where the label is that of its folder, as in cam03/video.mp4.
+    """
+    labels = () if frame.label is None else (frame.label, *name_parts(frame.label)[-1:])
+    by_label = 0.5 if names[-1] in labels else 0.25 if set(names[-2:-1]) & set(labels) else 0
+    return max(_common(names, frame.parts), by_label)
 
 
 def _clip_score(names: tuple[str, ...], frame: FileCamera) -> float:

@@ -220,6 +220,17 @@ def test_frames_of_an_orbit_video_have_cameras_by_time_where_not_all_have_one(tm
         read([f"{tmp_path}/around.mp4@t=0"], cameras, frames="1:5")
 
 
+def test_a_label_may_be_the_name_of_the_folder_that_a_video_is_in(tmp_path):
+    poses = rig(4)
+    listed = [{"camera_label": f"cam{v}", "transform_matrix": matrix(poses[v]), **FRAME} for v in (3, 1, 0, 2)]
+    texts = []
+    for v in (2, 0, 3):
+        save(tmp_path / f"cam{v}/p.png", drawn(poses[v], PINHOLE))
+        texts.append(f"{tmp_path}/cam{v}/p.png@v={len(texts)},t=0")
+    result = read(texts, write(tmp_path / "t.json", listed))
+    np.testing.assert_allclose(result.c2w, poses[[2, 0, 3, 1]], atol=1e-9)
+
+
 def test_views_that_are_sampled_get_the_cameras_that_are_left(tmp_path):
     poses, listed = orbit(tmp_path)
     listed = [frame for frame in listed if frame["file_path"] not in ("p11.jpg", "p12.jpg")]
