@@ -35,12 +35,19 @@ VERBS = {
     ),
     "export": ("fourreal.sampling.export", "Export", "write a sampled grid for nerfstudio, D-NeRF or COLMAP"),
     "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
+    "cameras convert": ("fourreal.media.cameras_command", "Convert", "write a camera file in another form"),
+    "cameras check": (
+        "fourreal.media.cameras_command",
+        "Check",
+        "say what a camera file holds: convention, unit, lenses",
+    ),
+    "cameras plot": ("fourreal.media.cameras_command", "Plot", "draw the cameras of a file"),
     "data build": ("fourreal.data.render.pack", "BuildPack", "build the pack of animated assets from game data"),
     "data render": ("fourreal.data.render.command", "Render", "render 4D grids and write them as ArrayRecord"),
 }
 
 USAGE = "usage: fourreal VERB [OPTIONS]    (fourreal VERB --help shows the options of one)\n\nverbs:\n" + "\n".join(
-    f"  {verb:<12} {line}" for verb, (_, _, line) in VERBS.items()
+    f"  {verb:<15} {line}" for verb, (_, _, line) in VERBS.items()
 )
 USAGE += (
     "\n\n--extensions MODULE ... goes with every verb: conditions, fusions, samplers, codecs and sources of your own"
@@ -85,7 +92,7 @@ def _main(argv: list[str] | None, verb: str | None) -> None:
         if words == 2 and argv[1:2] in ([], ["-h"], ["--help"]):
             print(
                 "\n".join(
-                    f"fourreal {known:<12} {line}" for known, (*_, line) in VERBS.items() if known.startswith(argv[0])
+                    f"fourreal {known:<15} {line}" for known, (*_, line) in VERBS.items() if known.startswith(argv[0])
                 )
             )
             sys.exit(0 if argv[1:] else 2)

@@ -727,7 +727,7 @@ ROWS = [
     Row("field of view of 0", f"{TOLD} --trajectory orbit --fov 0", ("field of view of 0", "between 0 and 180")),
     Row("cameras twice", f"{TOLD} --trajectory orbit --cameras a.json", ("--cameras and --trajectory", "give one")),
     Row("missing cameras", f"{TOLD} --cameras a.json", ("a.json: there is no such file", TRANSFORMS)),
-    Row("folder for cameras", f"{TOLD} --cameras units", ("units: there is no such file", TRANSFORMS)),
+    Row("folder for cameras", f"{TOLD} --cameras units", ("units: no sparse model", "expected COLMAP's cameras.txt")),
     Row("video for cameras", f"{TOLD} --cameras video.mp4", ("video.mp4: not JSON", TRANSFORMS)),
     Row(
         "truncated cameras",
@@ -750,13 +750,13 @@ ROWS = [
     Row(
         "camera at nan",
         f"{TOLD} --cameras a.json",
-        ("c2w is not finite", "expected numbers"),
+        ("a frame 0.png transform_matrix is not finite", "expected transform_matrix 4x4"),
         bad.content("a.json", bad.camera_file(transform_matrix=np.full((4, 4), np.nan).tolist())),
     ),
     Row(
         "camera that scales",
         f"{TOLD} --cameras a.json",
-        ("holds no rotations", "expected camera to world"),
+        ("holds no rotation", "expected transform_matrix 4x4"),
         bad.content("a.json", bad.camera_file(transform_matrix=(2 * np.eye(4)).tolist())),
     ),
     Row(
@@ -768,19 +768,19 @@ ROWS = [
     Row(
         "cameras of pictures without a width",
         f"{TOLD} --cameras a.json",
-        ("a frame w, h are 0, 8", "expected transform_matrix 4x4 and fl_x with w, h"),
-        bad.content("a.json", bad.camera_file(top={"w": 0})),
+        ("a frame 0.png w, h are 0, 8", "expected transform_matrix 4x4 and fl_x with w, h"),
+        bad.content("a.json", bad.camera_file(top={"w": 0, "h": 8})),
     ),
     Row(
         "camera without an angle of view",
         f"{TOLD} --cameras a.json",
-        ("float division by zero", "expected .* camera_angle_x"),
+        ("camera_angle_x is 0, not between 0 and pi", "expected .* camera_angle_x"),
         bad.content("a.json", bad.camera_file(top={"camera_angle_x": 0}).replace("fl_x", "f")),
     ),
     Row(
         "cameras beyond all numbers",
         f"{TOLD} --cameras a.json",
-        ("c2w is not finite", "expected numbers"),
+        ("holds no rotation", "expected transform_matrix 4x4"),
         bad.content("a.json", bad.camera_file().replace("[[1.0", "[[1e300")),
     ),
     Row(
@@ -796,11 +796,41 @@ ROWS = [
     ),
     Row("frames of no video", f"{SAMPLE} --frames 0:3", ("--frames 0:3 cuts videos", "leave it out")),
     Row(
-        "fisheye cameras",
+        "cameras of a panorama",
         f"{TOLD} --cameras a.json",
-        ("fisheye cameras", "expected pinhole ones"),
-        bad.content("a.json", bad.camera_file(top={"camera_model": "OPENCV_FISHEYE"})),
+        ("camera model EQUIRECTANGULAR; known are PERSPECTIVE", "make pinhole pictures of it first"),
+        bad.content("a.json", bad.camera_file(top={"camera_model": "EQUIRECTANGULAR"})),
     ),
+    Row(
+        "cameras of a picture of another aspect",
+        f"{TOLD} --image photo.png --cameras a.json",
+        ("camera 0.png is of pictures of 64x32, and this one has 16x16", "expected the same picture"),
+        bad.content("a.json", bad.camera_file(top={"w": 64, "h": 32})),
+    ),
+    Row(
+        "picture without a camera",
+        f"{TOLD} --image photo.png --given 1.png@v=1,t=0 --cameras a.json",
+        ("no camera for .*photo.png at view 0", "expected a frame whose file_path"),
+        bad.both(
+            bad.content("a.json", bad.camera_file()), lambda folder: shutil.copy(folder / "photo.png", folder / "1.png")
+        ),
+    ),
+    Row(
+        "camera without a picture",
+        f"{TOLD} --given 0.png@v=0,t=0 --given 1.png@v=1,t=0 --cameras a.json",
+        ("no picture for the camera 2.png", "give one, take the camera out"),
+        bad.both(
+            bad.content("a.json", bad.camera_file(3)),
+            lambda folder: [shutil.copy(folder / "photo.png", folder / f"{n}.png") for n in (0, 1)],
+        ),
+    ),
+    Row(
+        "camera file to convert",
+        "cameras convert nowhere.json b.json",
+        ("nowhere.json: there is no such file", TRANSFORMS),
+    ),
+    Row("camera file to check", "cameras check photo.png", ("photo.png: not JSON", TRANSFORMS)),
+    Row("form of cameras", "cameras convert a.json b.json --to llff", ("llff", "nerfstudio")),
     # evaluation
     Row("checkpoint to evaluate", "evaluate --checkpoint nanno", ("no checkpoint 'nanno'", "did you mean 'nano'")),
     Row("split to evaluate", f"{EVALUATE} --split tests", ("no split 'tests'", "it has train, validation")),

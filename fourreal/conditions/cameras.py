@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from fourreal import scene
 from fourreal.conditions.condition import Condition, Embedded
 from fourreal.errors import UserError
-from fourreal.geometry.rays import RAY, check_cameras, plucker_rays
+from fourreal.geometry.rays import RAY, check_cameras, from_first, plucker_rays
 from fourreal.geometry.trajectories import trajectory
 from fourreal.grid import Cells, Known, patchify
 from fourreal.nn.linear import linear
@@ -30,7 +30,7 @@ class CameraOptions:
     """Where the views stand."""
 
     cameras: Annotated[str | None, PATH] = None
-    """transforms.json in nerfstudio's form, one camera a view, for a checkpoint with cameras; none: not a test grid's own"""
+    """transforms.json or COLMAP's folder, paired with pictures by name, for a checkpoint with cameras; none: no test grid's"""
     trajectory: Annotated[str | None, tyro.conf.arg(metavar="NAME[:AMOUNT]")] = None
     """cameras along a path instead: orbit:60 (degrees around the subject), arc:60 (rising too), rise:20, dolly:0.3 (nearer)"""
     fov: float = 40.0
@@ -89,6 +89,7 @@ class Cameras(Condition):
     def check(self, value: scene.Cameras, views: int, times: int) -> scene.Cameras:
         check_cameras(value, views)
         value = scene.Cameras(*value)
+        value = value._replace(c2w=from_first(value.c2w))
         types = scene.Cameras(np.float32, np.float32, np.float32, bool, np.int32)
         value = scene.Cameras(*(v if v is None else np.asarray(v, kind) for v, kind in zip(value, types, strict=True)))
         if value.reference is not None and not 0 <= value.reference < views:
@@ -109,14 +110,10 @@ class Cameras(Condition):
         if options.trajectory is not None:
             found = trajectory(options.trajectory, views, tuple(size), options.fov, options.elevation)
             return found, f", cameras: {options.trajectory}"
-        if options.cameras not in (None, "none"):
-            from fourreal.media.transforms import read_transforms  # with all that reads pictures
-
-            found, line = read_transforms(options.cameras, views, tuple(size), inputs.crop)
-            return found, f", cameras: {line}"
-        if options.cameras is None and inputs.K is not None and inputs.c2w is not None:
-            return scene.Cameras(inputs.K, inputs.c2w), ", with its cameras"
-        return None, ""
+        if options.cameras == "none" or inputs.K is None or inputs.c2w is None:
+            return None, ""
+        said = ", with its cameras" if options.cameras is None else f", cameras: {options.cameras}"
+        return scene.Cameras(inputs.K, inputs.c2w, None if inputs.focus is None else np.float32(inputs.focus)), said
 
 
 def _camera_value(K: np.ndarray, c2w: np.ndarray, *, known: bool = True, reference: int = 0) -> scene.Cameras:

@@ -8,7 +8,10 @@ The focus is the point of the first optical axis that is nearest to all axes: wi
 
     z = argmin sum_v |P_v (p(z) - o_v)|^2 = sum_v f_0 P_v (o_v - o_0) / sum_v f_0 P_v f_0,    f_0 P_v f_0 = sin^2(f_0, f_v)
 
-so cameras around a subject are measured by their distance to it, and a rotated, moved or scaled world gives equal rays.
+so cameras around a subject are measured by their distance to it, and a rotated, moved or scaled world gives equal rays. The
+axes miss that point by g_v = P_v (p(z) - o_v); two numbers each, one of them fitted, tell how well z is known:
+
+    error(z)^2 = sum_v |g_v|^2 / (2 (V - 1) - 1) / sum_v f_0 P_v f_0
 """
 
 import jax.numpy as jnp
@@ -21,6 +24,8 @@ from fourreal.scene import Cameras
 
 RAY = 6  # numbers a pixel: direction and moment
 PARALLEL = np.sin(np.radians(1.0)) ** 2  # mean sin^2 below which the axes do not say where they meet
+SURE = 3.0  # errors that z must be away from 0: cameras that turn on a tripod, and shake, meet nowhere
+SCATTERED = 1.2  # steps^2 over deviations^2 from the mean: 2 for noise, 1 for three places in a row, less for more
 
 
 def _origin(c2w: Float[Array, "*b v 4 4"], reference: Int[Array, "*b"] | None) -> Float[Array, "*b 1 4 4"]:
@@ -33,8 +38,9 @@ def _origin(c2w: Float[Array, "*b v 4 4"], reference: Int[Array, "*b"] | None) -
 def focus_distance(c2w: Float[Array, "*b v 4 4"], reference: Int[Array, "*b"] | None = None) -> Float[Array, "*b"]:
     """How far from the reference camera its axis comes nearest to all axes, in the poses' unit.
 
-    Where that is behind it or the axes are parallel (1 degree in the mean), the farthest camera's distance from the reference
-    stands in; 1 where all stand in one place.
+    Where that is behind it, not known or the axes are parallel (1 degree in the mean), the farthest camera's distance from the
+    reference stands in; 1 where all stand in one place. Where it is not known and the places are scattered like noise, they
+    are noise: infinite, which leaves the rotations.
     """
     origin = _origin(c2w, reference)
     axes, offsets = c2w[..., :3, 2], c2w[..., :3, 3] - origin[..., :3, 3]
@@ -44,8 +50,22 @@ def focus_distance(c2w: Float[Array, "*b v 4 4"], reference: Int[Array, "*b"] | 
     meeting = jnp.sum(across * offsets, (-2, -1)) / jnp.maximum(spread, 1e-12)
     farthest = jnp.sqrt(jnp.maximum(jnp.max(jnp.sum(offsets**2, -1), -1), 1e-14))  # its gradient at 0 is 0
     others = max(c2w.shape[-3] - 1, 1)
-    distance = jnp.where((spread > PARALLEL * others) & (meeting > 0), meeting, farthest)
-    return jnp.where(distance > 2e-7, distance, 1.0)
+    gaps = meeting[..., None, None] * first - offsets
+    gaps = gaps - jnp.sum(gaps * axes, -1, keepdims=True) * axes
+    error = jnp.sum(gaps**2, (-2, -1)) / (2 * others - 1)  # times spread, squared
+    crossing, sure = spread > PARALLEL * others, meeting**2 * spread > SURE**2 * error
+    steps = jnp.sum(jnp.diff(offsets, axis=-2) ** 2, (-2, -1))
+    scattered = steps > SCATTERED * jnp.sum((offsets - jnp.mean(offsets, -2, keepdims=True)) ** 2, (-2, -1))
+    distance = jnp.where(crossing & sure & (meeting > 0), meeting, farthest)
+    distance = jnp.where(distance > 2e-7, distance, 1.0)
+    return jnp.where(crossing & ~sure & scattered, jnp.inf, distance)
+
+
+def from_first(c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "v 4 4"]:
+    """The cameras in a world that begins at the first one: differences in float64, before any cast, of places far away."""
+    moved = np.array(c2w, np.float64)
+    moved[:, :3, 3] -= moved[0, :3, 3]
+    return moved
 
 
 def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "*b v h w 6"]:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,13 +122,22 @@ def choose_together(clips: Sequence[Clip], wanted: int, frames: str | None = Non
     return [_nearest(clip, moments) for clip in clips], line
 
 
-def read_frames(clip: Clip, indices: Sequence[int], size: tuple[int, int], crop: Crop) -> UInt8[np.ndarray, "f h w 3"]:
-    """Decodes the chosen frames, each brought to `size` (height, width) as it arrives. Raises UserError if one is damaged."""
+def read_frames(
+    clip: Clip,
+    indices: Sequence[int],
+    size: tuple[int, int],
+    crop: Crop,
+    change: Callable[[int, Image.Image], Image.Image] = lambda index, picture: picture,
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Decodes the chosen frames, each brought to `size` (height, width) as it arrives. Raises UserError if one is damaged.
+
+    `change` gets a frame's index and whole picture before that, and gives the picture to use.
+    """
     wanted = set(indices)
     found = {}
     with _one_line(clip.path):
         for index, picture in _decode(clip, wanted):
-            found[index] = np.asarray(pictures.fit(picture, size, crop))
+            found[index] = np.asarray(pictures.fit(change(index, picture), size, crop))
             if len(found) == len(wanted):
                 break
     if missing := wanted - found.keys():

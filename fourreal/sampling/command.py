@@ -174,8 +174,9 @@ class Sample:
         times = spec.times if sampling.num_times is None else sampling.num_times
         size = spec.size if sampling.size is None else sampling.size
         check_shape(spec, views, times, size)
+        taken = self.taken_conditions(specs)
         inputs = self.read_inputs((views, times, *size))
-        told, line = self.read_conditions(specs, inputs)
+        told, line = self.read_conditions(taken, inputs)
         for seed in seeds:
             default = _free(Path(f"out/{inputs.name}-{Path(self.inputs.checkpoint).name}-seed{seed}"))
             folders[seed] = folders[seed] or default
@@ -189,13 +190,16 @@ class Sample:
         self._sample(inputs, told, folders, peers)
 
     def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
-        """The inputs that the options name, in a grid of `shape` (views, times, height, width)."""
+        """The inputs that the options name, in a grid of `shape` (views, times, height, width), with their cameras."""
+        from fourreal.media.transforms import read_cameras
         from fourreal.sampling.inputs import parse_placement, place_views, read_grid, read_placements
 
         ours = self.inputs
         sugar = ((ours.video, "v=0"), (ours.orbit, "t=0"), (ours.image, "v=0,t=0"))
         texts = [*ours.given, *(f"{path}@{place}" for path, place in sugar if path is not None)]
         placements = [parse_placement(text) for text in texts]
+        file = getattr(getattr(self, "cameras", None), "cameras", None)  # of the condition's own options
+        cameras = None if file in (None, "none") else read_cameras(file)
         notes = ()
         if ours.views is not None:
             in_views, line = place_views(ours.views, shape[0])
@@ -203,10 +207,10 @@ class Sample:
         if not placements:
             if ours.frames is not None:
                 raise UserError(f"--frames {ours.frames} cuts videos, and there is none: give one, or leave it out")
-            return read_grid(ours.grid, shape, crop=ours.crop)
+            return read_grid(ours.grid, shape, crop=ours.crop, cameras=cameras)
         if ours.grid is not None:
             raise UserError("--grid brings its own given cells; leave it out, or leave out all other inputs")
-        inputs = read_placements(placements, shape, frames=ours.frames, crop=ours.crop)
+        inputs = read_placements(placements, shape, frames=ours.frames, crop=ours.crop, cameras=cameras)
         return replace(inputs, notes=(*notes, *inputs.notes))
 
     def stage_folders(self) -> list[Path]:
@@ -221,21 +225,25 @@ class Sample:
             )
         return folders[:last]
 
-    def read_conditions(self, specs: "Sequence[ModelSpec]", inputs: "GridInput") -> tuple[dict[str, Any], str]:
-        """What the stages' models are told besides the given cells, by name, and the words that say so."""
-        told, words = {}, ""
+    def taken_conditions(self, specs: "Sequence[ModelSpec]") -> dict[str, Condition]:
+        """The conditions of the stages' models, by name. Raises UserError for options of one that none takes."""
         taken = {condition.name: condition for spec in specs for condition in spec.model.conditions}
         for kind in Condition.kinds():
             options = getattr(self, kind.kind, None)
-            if options is None:
-                continue
-            said = kind.check_options(options)
+            said = "" if options is None else kind.check_options(options)
             if said and kind.kind not in taken:
                 raise UserError(
                     f"{said}: the checkpoint {self.inputs.checkpoint} takes no {kind.kind}; train one with "
                     f"--model.conditions ... {kind.kind}"
                 )
-            if kind.kind in taken:
+        return taken
+
+    def read_conditions(self, taken: dict[str, Condition], inputs: "GridInput") -> tuple[dict[str, Any], str]:
+        """What the stages' models are told besides the given cells, by name, and the words that say so."""
+        told, words = {}, ""
+        for kind in Condition.kinds():
+            options = getattr(self, kind.kind, None)
+            if options is not None and kind.kind in taken:
                 value, line = taken[kind.kind].from_options(options, inputs)
                 told |= {} if value is None else {kind.kind: value}
                 words += line

@@ -13,8 +13,8 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,9 @@ from fourreal.media.clips import (
     read_frames,
 )
 from fourreal.media.npz import read_array
+from fourreal.media.pairing import Rig, Source, sources
 from fourreal.media.pictures import Crop, cut_away, fit, fit_intrinsics
+from fourreal.media.transforms import CameraFile
 from fourreal.metrics.pixels import psnr
 
 GRIDS = Path(__file__).parents[1] / "assets" / "grids"
@@ -65,6 +67,8 @@ class GridInput:
     truth: UInt8[np.ndarray, "v t h w 3"] | None = None
     K: Float[np.ndarray, "v 3 3"] | None = None
     c2w: Float[np.ndarray, "v 4 4"] | None = None
+    focus: float | None = None
+    """see `scene.Cameras`, of K and c2w"""
     notes: tuple[str, ...] = field(default=())
     crop: Crop = "center"
     """how pictures were brought to size"""
@@ -89,9 +93,11 @@ def read_placements(
     *,
     frames: str | None = None,
     crop: Crop = "center",
+    cameras: CameraFile | None = None,
 ) -> GridInput:
     """Reads every clip into its cells of a grid of `shape` (views, times, height, width). `frames`: see choose_frames.
 
+    `cameras` are paired with the pictures, which are undistorted where a lens bends them; see media/pairing.py.
     Raises ValueError for a place outside the grid, a cell that is given twice and a clip that is too short, before it
     decodes anything; errors as `open_clip` does.
     """
@@ -118,10 +124,12 @@ def read_placements(
                 shared.append((cell, other, placement))
         chosen.append((placement, clip, indices, cells))
 
+    rig = None if cameras is None else _rig(cameras, views, chosen)
     grid = np.zeros((views, times, height, width, 3), np.uint8)
     crossing = {}
     for placement, clip, indices, cells in chosen:
-        for cell, frame in zip(cells, read_frames(clip, indices, (height, width), crop), strict=True):
+        change = () if rig is None else (_straightener(rig, indices, cells),)
+        for cell, frame in zip(cells, read_frames(clip, indices, (height, width), crop, *change), strict=True):
             if owner[cell] is placement:
                 grid[cell] = frame
             else:
@@ -132,7 +140,8 @@ def read_placements(
     given[tuple(np.array(list(owner)).T)] = True
     fixed_view = (_chosen_fps(clip, indices) for placement, clip, indices, _ in chosen if placement.time is None)
     fps = next((rate for rate in fixed_view if rate is not None), None)
-    return GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes), crop=crop, fps=fps)
+    found = GridInput(grid, given, _name_of(placements[0].path), notes=tuple(notes), crop=crop, fps=fps)
+    return found if rig is None else _with_cameras(found, rig)
 
 
 def place_views(path: str, views: int) -> tuple[list[Placement], str]:
@@ -161,12 +170,14 @@ def place_views(path: str, views: int) -> tuple[list[Placement], str]:
     return [Placement(str(entry), view, None) for view, entry in enumerate(found)], f"{path}: {listed}"
 
 
-def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop = "center") -> GridInput:
+def read_grid(
+    grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop = "center", cameras: CameraFile | None = None
+) -> GridInput:
     """A whole grid whose truth is known, with view 0 and time 0 given: a bundled one (None: the first) or an npz file.
 
     The npz holds `frames` uint8 [v, t, h, w, 3] and, if known, K [v, 3, 3] in pixels and c2w [v, 4, 4] (OpenCV). One
     with more views or times than `shape` is thinned out as in training, at the largest even stride; pixels are brought to
-    size and K with them.
+    size and K with them. `cameras` take the place of its own.
     Raises FileNotFoundError for an unknown name, ValueError for a grid that is smaller or not in this form.
     """
     path = _find_grid(grid)
@@ -187,7 +198,7 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
     truth = rearrange(flat, "(v t) h w c -> v t h w c", v=views)
     given = np.zeros((views, times), bool)
     given[0, :] = given[:, 0] = True
-    return GridInput(
+    found = GridInput(
         frames=np.where(given[:, :, None, None, None], truth, np.uint8(0)),
         given=given,
         name=path.stem,
@@ -197,6 +208,43 @@ def read_grid(grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop 
         notes=tuple(notes),
         crop=crop,
     )
+    if cameras is None:
+        return found
+    stored = sources(Clip(str(path), "npz", len(frames)), range(len(frames)), sweep=True)
+    rig = Rig(cameras, views, {view: [stored[place]] for view, place in enumerate(chosen[0])}, stored)
+    rig.sizes |= dict.fromkeys(range(views), old_size)
+    if any(camera.lens for camera in rig.cameras):
+        raise UserError(
+            f"{cameras.path}: its lenses bend lines, and a test grid is of pinholes; expected no k1, k2, ..."
+        )
+    return _with_cameras(found, rig)
+
+
+def _rig(
+    cameras: CameraFile, views: int, chosen: Sequence[tuple[Placement, Clip, list[int], list[tuple[int, int]]]]
+) -> Rig:
+    """The cameras of the views, by the frames that are in each."""
+    in_view: dict[int, list[Source]] = {}
+    every: list[Source] = []
+    for placement, clip, indices, cells in chosen:
+        sweep = placement.view is None
+        for (view, _), source in zip(cells, sources(clip, indices, sweep), strict=True):
+            in_view.setdefault(view, []).append(source)
+        every += sources(clip, range(clip.count), sweep)
+    return Rig(cameras, views, in_view, every)
+
+
+def _straightener(
+    rig: Rig, indices: Sequence[int], cells: Sequence[tuple[int, int]]
+) -> Callable[[int, Image.Image], Image.Image]:
+    """What to do with the frames of a clip, by their indices."""
+    view_of = {index: view for index, (view, _) in zip(indices, cells, strict=True)}
+    return lambda index, picture: rig.straighten(view_of[index], picture)
+
+
+def _with_cameras(found: GridInput, rig: Rig) -> GridInput:
+    K, c2w = rig.fitted(found.frames.shape[2:4], found.crop)
+    return replace(found, K=K, c2w=c2w, focus=rig.file.focus, notes=(*found.notes, *rig.notes()))
 
 
 def _name_of(path: str) -> str:

@@ -104,3 +104,6 @@ def test_callers_cameras_are_checked_against_the_views():
     with pytest.raises(UserError, match=r"expected \[4, 3, 3\]"):
         Cameras().check(around(), 4, 2)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(Cameras().check(around(), VIEWS, 2)))
+    far = around().c2w.astype(np.float64) + np.array([[0, 0, 0, 4.5e5], [0, 0, 0, 5.2e6], [0, 0, 0, 9], [0, 0, 0, 0]])
+    told = Cameras().check(around()._replace(c2w=far), VIEWS, 2)  # relative before it is cast
+    np.testing.assert_allclose(told.c2w[:, :3, 3], around().c2w[:, :3, 3] - around().c2w[0, :3, 3], atol=1e-6)

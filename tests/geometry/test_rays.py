@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fourreal.geometry import pinhole
-from fourreal.geometry.rays import check_cameras, focus_distance, plucker_rays
+from fourreal.geometry.rays import check_cameras, focus_distance, from_first, plucker_rays
 from fourreal.scene import Cameras
 
 VIEWS, SIZE = 3, 4
@@ -56,6 +56,55 @@ def test_parallel_axes_are_measured_by_the_farthest_camera_and_one_place_by_one(
     outward = pinhole.opengl_from_opencv(around().c2w)  # the axes turned round: they meet behind the cameras
     farthest = np.linalg.norm(outward[:, :3, 3] - outward[0, :3, 3], axis=1).max()
     np.testing.assert_allclose(focus_distance(outward), farthest, rtol=1e-6)
+
+
+def tripod(jitter: float, seed: int, total: float = 90, views: int = 4) -> np.ndarray:
+    """Cameras that turn in one place, but for `jitter` in every direction."""
+    eyes = jitter * np.random.default_rng(seed).normal(size=(views, 3))
+    angles = np.radians(np.linspace(0, total, views))
+    return np.stack(
+        [pinhole.look_at(e, e + np.array([np.cos(a), np.sin(a), 0.1])) for e, a in zip(eyes, angles, strict=True)]
+    )
+
+
+def test_a_pan_on_a_tripod_that_shakes_is_a_rotation_only():
+    """Its axes meet nowhere: a millimetre of noise must not become a place. An orbit's largest moment is 0.6 to 1."""
+    c2w = np.stack([tripod(0, 0), *(tripod(1e-3, seed) for seed in range(60))])
+    rays = np.asarray(
+        plucker_rays(Cameras(np.broadcast_to(pinhole.intrinsics(40, SIZE), (61, 4, 3, 3)), c2w), SIZE, SIZE)
+    )
+    largest = np.abs(rays[1:, ..., 3:]).max((1, 2, 3, 4))
+    # three errors away from 0 by chance, and in front: some in a hundred; never the 49 of a unit that is noise itself
+    assert np.mean(largest == 0) > 0.8 and largest.max() < 4
+    np.testing.assert_allclose(
+        rays[1:][largest == 0], np.broadcast_to(rays[0], rays[1:][largest == 0].shape), atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("aim", [0.0, 0.03, 0.1])
+def test_cameras_around_a_subject_that_aim_badly_still_measure_its_distance(aim):
+    """Off by up to a tenth of the distance, over 60 degrees: some shares of it."""
+    rng, eyes = np.random.default_rng(0), around(6).c2w[:, :3, 3]
+    aims = [1, -2, 0.5] + 2.5 * aim * rng.normal(size=(20, 6, 3))
+    c2w = np.stack([np.stack([pinhole.look_at(*pair) for pair in zip(eyes, rig, strict=True)]) for rig in aims])
+    np.testing.assert_allclose(focus_distance(c2w), np.full(20, 2.5), rtol=4 * aim + 1e-5)
+
+
+def test_a_walk_that_turns_keeps_its_steps():
+    """Axes that do not meet, but places in a row are no noise: a crane that rises by 1 while it pans."""
+    eyes, angles = np.linspace(0, 1, 4), np.radians(np.linspace(0, 60, 4))
+    crane = np.stack([pinhole.look_at([0, 0, z], [np.cos(a), np.sin(a), z]) for z, a in zip(eyes, angles, strict=True)])
+    np.testing.assert_allclose(focus_distance(crane), 1, rtol=1e-6)
+
+
+def test_places_far_away_are_made_relative_before_they_lose_digits():
+    """UTM: 5.2e6 m north; in fp32 its steps are 0.5 m, a sixth of this rig's distance."""
+    cameras, far = around(), around().c2w.astype(np.float64)
+    far[:, :3, 3] += [4.5e5, 5.2e6, 120]
+    rays = plucker_rays(cameras._replace(c2w=from_first(far).astype(np.float32)), SIZE, SIZE)
+    np.testing.assert_allclose(rays, plucker_rays(cameras, SIZE, SIZE), atol=TOLERANCE)
+    lost = plucker_rays(cameras._replace(c2w=far.astype(np.float32)), SIZE, SIZE)
+    assert np.abs(lost - rays).max() > 0.05
 
 
 def test_named_focus_is_the_unit():
