@@ -258,8 +258,8 @@ BREAKS = [
     ),
     Break(
         "media/pairing.py",
-        "natural_order(Path(frames[0].label",
-        "str(Path(frames[0].label",
+        "natural_order(Path(f",
+        "str(Path(f",
         "media/test_transforms.py::test_frames_of_one_label_or_of_one_pose_at_many_times_are_one_camera",
     ),
     Break(

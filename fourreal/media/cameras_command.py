@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -68,11 +69,13 @@ class Convert:
         if out.is_dir() and any(entry.name not in colmap.FILES for entry in out.iterdir()):
             raise FileInTheWay(f"{out} holds more than COLMAP's text and is not replaced; choose another name")
         content = blender(file) if form == "blender" else nerfstudio(file)
-        with whole_folder(out) as partial:
-            if form == "colmap":
+        if form == "colmap":
+            with whole_folder(out) as partial:
                 colmap.write_folder(partial, content["frames"])
-            else:
-                partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        else:
+            _write_whole(
+                out, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            )
         for note in pose_notes(file, _poses(file)):
             print(note)
         print(f"{out}: {len(file.frames)} frames in {form}'s form")
@@ -112,13 +115,7 @@ class Plot:
         picture = frusta_picture(
             np.stack([camera.c2w for camera in cameras]), [tangents(camera) for camera in cameras], cameras[0].name
         )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-        try:
-            picture.save(partial, "PNG")
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        _write_whole(out, lambda partial: picture.save(partial, "PNG"))
         print(f"{out}: {len(cameras)} cameras, {cameras[0].name} in red")
 
 
@@ -179,7 +176,7 @@ def blender(file: CameraFile) -> dict[str, Any]:
             )
     frames = [
         {
-            "file_path": str(PurePosixPath(frame.path).with_suffix("")) if frame.path else "",
+            "file_path": "" if not frame.parts else str(PurePosixPath(*frame.parts)),
             "transform_matrix": opengl_from_opencv(frame.c2w).tolist(),
             **({} if frame.time is None else {"time": frame.time}),
         }
@@ -195,6 +192,17 @@ def tangents(camera: FileCamera) -> tuple[float, float]:
     height, width = camera.size or (1.0, 1.0)
     K = camera.intrinsics((height, width))
     return width / (2 * K[0, 0]), height / (2 * K[1, 1])
+
+
+def _write_whole(out: Path, write: Callable[[Path], object]) -> None:
+    """The file appears whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        write(partial)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _poses(file: CameraFile) -> np.ndarray:

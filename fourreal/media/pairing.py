@@ -26,6 +26,8 @@ from fourreal.media.pictures import Crop, fit_intrinsics
 from fourreal.media.transforms import CameraFile, FileCamera, name_parts
 
 SAME = 1e-3  # how far numbers of a rotation, and places in extents of the rig, of one camera may differ
+WORDS = {"c2w": "camera to world", "w2c": "world to camera"}
+NAMES = {"opengl": "OpenGL's", "opencv": "OpenCV's"}
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,6 @@ def pose_notes(file: CameraFile, c2w: Float[np.ndarray, "v 4 4"]) -> list[str]:
     return notes
 
 
-WORDS = {"c2w": "camera to world", "w2c": "world to camera"}
-NAMES = {"opengl": "OpenGL's", "opencv": "OpenCV's"}
-
-
 def same_camera(frames: Sequence[FileCamera], extent: float) -> bool:
     """Whether frames have one pose and field of view, with places measured in the rig's extent."""
     first = frames[0]
@@ -167,7 +165,7 @@ def stations(file: CameraFile) -> list[list[FileCamera]]:
     found = []
     for frames in groups.values():  # a label that moves is as many cameras as it has frames
         found += [frames] if same_camera(frames, extent) else [[frame] for frame in frames]
-    return sorted(found, key=lambda frames: natural_order(Path(frames[0].label or "", frames[0].path)))
+    return sorted(found, key=lambda frames: natural_order(Path(f"{frames[0].label or ''}/{frames[0].path}")))
 
 
 def _extent(file: CameraFile) -> float:
@@ -182,7 +180,7 @@ def _pair(
     found, extent = stations(file), _extent(file)
     if len(found) < views:
         raise UserError(f"{file.path}: {len(found)} cameras; the grid needs {views}, one a view")
-    station_of = _stations_of(every, found)
+    station_of, how = _stations_of(every, found)
     of_view: dict[int, int] = {}
     for view, pictures in chosen.items():
         seen = sorted(set().union(*(station_of[source] for source in pictures)))
@@ -212,10 +210,9 @@ def _pair(
             f"{file.path}: no picture for the camera {found[rest[0]][0].name}; give one, take the camera out of the file, or "
             "leave a view without pictures for it (--num-views)"
         )
-    of_view |= (
-        {view: rest[place] for view, place in zip(free, even_cut(len(rest), len(free)), strict=True)} if free else {}
-    )
-    return [found[of_view[view]][0] for view in range(views)], "by the pictures' names"
+    if free:
+        of_view |= zip(free, (rest[place] for place in even_cut(len(rest), len(free))), strict=True)
+    return [found[of_view[view]][0] for view in range(views)], how
 
 
 def _in_order(
@@ -231,8 +228,8 @@ def _in_order(
     return [found[place][0] for place in even_cut(len(found), views)], "in their order"
 
 
-def _stations_of(every: Sequence[Source], found: list[list[FileCamera]]) -> dict[Source, frozenset[int]]:
-    """The cameras that may have seen each frame: of one place, else it is not clear which."""
+def _stations_of(every: Sequence[Source], found: list[list[FileCamera]]) -> tuple[dict[Source, frozenset[int]], str]:
+    """The cameras that may have seen each frame (of one place, else it is not clear which), and what they were found by."""
     by_file = {source: _named(source.file, found, _file_score) for source in every}
     named = {source.clip for source, hits in by_file.items() if hits}
     of_clip = {clip: _named(clip, found, _clip_score) for clip in {source.clip for source in every}}
@@ -243,7 +240,9 @@ def _stations_of(every: Sequence[Source], found: list[list[FileCamera]]) -> dict
             return hits
         return frozenset() if source.clip in named else _numbered(source, sorted(hits) or [*range(len(found))], found)
 
-    return {source: by_file[source] or by_clip(source) for source in every}
+    seen = {source: by_file[source] or by_clip(source) for source in every}
+    numbered = any(hits and source.sweep and not by_file[source] for source, hits in seen.items())
+    return seen, "by the frames' index or time" if numbered else "by the pictures' names"
 
 
 def _numbered(source: Source, pool: list[int], found: list[list[FileCamera]]) -> frozenset[int]:

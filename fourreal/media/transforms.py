@@ -147,7 +147,7 @@ def _pose(written: Any) -> np.ndarray:
     matrix = np.array(written, np.float64)
     if matrix.shape not in ((3, 4), (4, 4)):
         raise UserError(f"transform_matrix is {list(matrix.shape)}")
-    if not np.isfinite(matrix).all():
+    if not np.abs(matrix).max() < 1e30:  # float32 ends at 3e38
         raise UserError("transform_matrix is not finite numbers")
     rotation = matrix[:, :3][:3]
     with np.errstate(over="ignore", invalid="ignore"):

@@ -112,6 +112,7 @@ def read_placements(
         indices = together.pop(0) if placement.time is None else choose_frames(clip, len(cells), frames)
         if clip.count > len(cells):
             notes.append(f"{clip.name}: {clip.count} frames -> {', '.join(map(str, indices))}")
+        notes += _uneven_notes(clip, indices)
         cuts = [cut_away(shown, (height, width), crop) for shown in sorted(frame_sizes(clip, indices))]
         notes += _crop_notes(clip.name, max(cuts), (height, width))
         for cell in cells:
@@ -255,6 +256,14 @@ def _name_of(path: str) -> str:
 def _crop_notes(name: str, cut: str, size: tuple[int, int]) -> list[str]:
     words = f"{name}: {cut} is cut away to fit {size[0]}x{size[1]}; --crop pad keeps all, between black bars"
     return [words] if cut else []
+
+
+def _uneven_notes(clip: Clip, indices: Sequence[int]) -> list[str]:
+    """Says so where some chosen frames are more than twice as far apart as others."""
+    gaps = np.diff(clip.moments[list(indices)]) if clip.times else np.zeros(0)
+    if not gaps.size or gaps.max() <= 2.001 * gaps.min():
+        return []
+    return [f"{clip.name}: the frames taken are {gaps.min():.3g} to {gaps.max():.3g} s apart, and count as equal steps"]
 
 
 def _chosen_fps(clip: Clip, indices: Sequence[int]) -> float | None:

@@ -56,6 +56,8 @@ def test_other_conventions_are_found_and_mended(tmp_path, capsys, flags, matrice
     mended = json.loads((tmp_path / "b.json").read_text())["frames"]
     np.testing.assert_allclose([f["transform_matrix"] for f in mended], around() * [1, -1, -1, 1], atol=1e-6)
     assert "warning" not in run(capsys, "check", tmp_path / "b.json")
+    run(capsys, "convert", tmp_path / "b.json", tmp_path / "b.json", "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
 def test_cameras_come_back_through_every_form(tmp_path, capsys):

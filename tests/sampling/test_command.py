@@ -124,6 +124,8 @@ def test_trajectory_is_told_to_the_model_and_written_beside_the_grid(pipeline, c
     told, again = (call[2]["conditions"]["cameras"] for call in pipeline.calls)
     np.testing.assert_allclose(again.c2w, told.c2w, atol=1e-6)
     assert told.focus == again.focus == 1  # else a dolly's own length would be the unit
+    sources = [json.loads((tmp_path / f"out/{name}/transforms.json").read_text())["cameras"] for name in "ab"]
+    assert sources == ["asked for by --trajectory dolly:0.5, not measured", "known"]
 
 
 def test_a_test_grid_brings_its_cameras_unless_told_not_to(pipeline, tmp_path):

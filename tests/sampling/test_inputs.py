@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from made_videos import numbered, write
 from PIL import Image
 
 from fourreal.media.videos import write_video
@@ -96,6 +97,13 @@ def test_views_of_other_rates_show_the_same_moments_and_one_line_says_so(tmp_pat
     assert numbers == [[0, 4, 8, 12], [0, 1, 3, 4]]  # moments 0, 0.133, 0.267, 0.4
     assert sum("aligned by time" in note for note in result.notes) == 1
     assert result.fps == pytest.approx(3 / 0.4)
+
+
+@pytest.mark.parametrize(("times", "words"), [([0, 100, 200, 1000], "0.1 to 0.8 s apart"), ([0, 100, 200, 400], None)])
+def test_frames_that_are_taken_whole_at_uneven_times_are_said(tmp_path, times, words):
+    write(tmp_path / "a.mkv", numbered(4), times=times)
+    notes = read(tmp_path, "a.mkv@v=0", crop="pad").notes
+    assert [words in note for note in notes] == ([True] if words else [])
 
 
 @pytest.mark.parametrize(("crop", "notes"), [("center", 1), ("pad", 0)])

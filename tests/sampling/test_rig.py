@@ -207,7 +207,7 @@ def test_frames_of_an_orbit_video_have_cameras_by_index(tmp_path, frames):
     pictures = [np.asarray(Image.open(tmp_path / f"pics/p{v + 7}.png")) for v in range(6)]
     write_video(tmp_path / "around.mp4", np.stack(pictures), fps=8)
     result = read([f"{tmp_path}/around.mp4@t=0"], write(tmp_path / "t.json", listed), frames=frames)
-    assert misses(result).max() < CLOSE
+    assert misses(result).max() < CLOSE and result.notes[-1].endswith("by the frames' index or time")
 
 
 def test_frames_of_an_orbit_video_have_cameras_by_time_where_not_all_have_one(tmp_path):
