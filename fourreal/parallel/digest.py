@@ -13,19 +13,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 STEP = 0x9E3779B1  # c
-Digests = dict[str, jax.Array]  # by path, each a scalar, uint32
+Digests = dict[str, jax.Array | np.uint32]  # by path, each a scalar, uint32
 
 
 def digests(tree: Any) -> Digests:
     """Of the arrays of a tree, by path; starts them, so that the arrays may be donated afterwards. All processes call it."""
     found = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        devices = x.sharding.device_set
+        if len(devices) == 1 and next(iter(devices)).platform == "cpu":
+            found[jax.tree_util.keystr(path)] = _host_digest(np.asarray(x))  # nothing to compile
+            continue
         result = found[jax.tree_util.keystr(path)] = _placed_digest(x)
-        if len(x.sharding.device_set) > 1:
+        if len(devices) > 1:
             result.block_until_ready()  # sums over CPUs of several programs at once would wait for each other
     return found
 
@@ -48,7 +53,15 @@ def digest(x: jax.Array) -> jax.Array:
     for axis in range(bits.ndim):
         stride = jnp.uint32(STEP * math.prod(bits.shape[axis + 1 :]) % 2**32)
         places += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
-    mixed = bits ^ places
+    return jnp.sum(_mixed(bits ^ places), dtype=jnp.uint32)
+
+
+def _host_digest(x: np.ndarray) -> np.uint32:
+    bits = np.ravel(x).view(f"uint{8 * min(x.dtype.itemsize, 4)}").astype(np.uint32)
+    return np.sum(_mixed(bits ^ np.arange(len(bits), dtype=np.uint32) * np.uint32(STEP)), dtype=np.uint32)
+
+
+def _mixed(x: Any) -> Any:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+        x = (x ^ (x >> shift)) * np.uint32(factor)
+    return x ^ (x >> 16)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fourreal.parallel.digest import digests
+from fourreal.parallel.digest import digest, digests
 
 
 def expected(x: np.ndarray) -> int:
@@ -26,7 +26,9 @@ def expected(x: np.ndarray) -> int:
 @pytest.mark.parametrize("shape", [(), (7,), (4, 6), (2, 4, 3)])
 def test_digest_is_its_formula(shape, dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape) * 90).astype(dtype)
-    assert int(digests({"x": x})["['x']"]) == expected(np.asarray(x))
+    assert (
+        int(digests({"x": x})["['x']"]) == int(jax.jit(digest)(x)) == expected(np.asarray(x))
+    )  # on the host, on a device
 
 
 def test_digest_of_an_array_that_is_cut_over_devices_is_that_of_the_whole():
