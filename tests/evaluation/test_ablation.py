@@ -242,12 +242,12 @@ def test_stopped_arm_goes_on_as_if_it_never_stopped(unbroken, tmp_path):
 
 
 def test_stopped_base_goes_on_before_any_arm_starts_from_it(unbroken, tmp_path):
-    """Its file comes with the repository, its weights are written at every save: neither says that it is trained."""
+    """Its file comes with the repository, its checkpoints are there before its end: neither says that it is trained."""
     files = tmp_path / "docs" / NAME
     files.mkdir(parents=True)
     shutil.copy(unbroken / "docs" / NAME / "base.json", files)
     ablate(CONFIG, tmp_path / "runs", files, StopAfter(1))
-    assert (tmp_path / "runs" / "base" / "weights").is_dir() and not (tmp_path / "runs" / ARM).exists()
+    assert (tmp_path / "runs" / "base" / "checkpoints" / "1").is_dir() and not (tmp_path / "runs" / ARM).exists()
     ablate(CONFIG, tmp_path / "runs", files, StopAfter())
     assert record(tmp_path)["base"] == record(unbroken)["base"]
 
