@@ -129,11 +129,6 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
         cost = run.steps.cost(run.state, run.batch)
         run.state, metrics = run.steps(run.state, run.batch)
         profile.after(number, metrics)
-        last, stopped = number == config.steps, stop.reached(next(dispatched))
-        evaluating = last or (config.eval_every and number % config.eval_every == 0)
-        saving = last or stopped or number % config.save_every == 0 or run.overdue()
-        checking = run.digests and (saving or number % config.replicas_every == 0)
-        found = run.digests(run.state) if checking else None
         run.done = number
         run.check()
         run.watchdog.at(number, "waiting for data")
@@ -143,6 +138,11 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
         run.watchdog.at(number, "step")
         if running:
             finish_step(run, *running, progress)
+        last, stopped = number == config.steps, stop.reached(next(dispatched))
+        evaluating = last or (config.eval_every and number % config.eval_every == 0)
+        saving = last or stopped or number % config.save_every == 0 or run.overdue()
+        checking = run.digests and (saving or number % config.replicas_every == 0)
+        found = run.digests(run.state) if checking else None
         running = (number, metrics, cost, found)
         if evaluating or saving:
             finish_step(run, *running, progress)
