@@ -29,6 +29,7 @@ from fourreal.errors import MissingFile, UserError
 from fourreal.geometry.pinhole import opengl_from_opencv
 from fourreal.geometry.rays import check_cameras
 from fourreal.host.folders import whole_folder
+from fourreal.media.colmap import quaternion
 from fourreal.media.npz import read_array
 from fourreal.sampling.inputs import load_grid
 from fourreal.sampling.results import (
@@ -208,16 +209,3 @@ def write_model(
     for name, lines in text.items():
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
         (folder / f"{name}.bin").write_bytes(b"".join(binary[name]))
-
-
-def quaternion(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4"]:
-    """(w, x, y, z) of a rotation, w >= 0: the eigenvector of Bar-Itzhack's matrix (2000, eq. 3) for its largest eigenvalue."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    matrix = [
-        [xx + yy + zz, zy - yz, xz - zx, yx - xy],
-        [zy - yz, xx - yy - zz, xy + yx, xz + zx],
-        [xz - zx, xy + yx, yy - xx - zz, yz + zy],
-        [yx - xy, xz + zx, yz + zy, zz - xx - yy],
-    ]
-    vector = np.linalg.eigh(np.array(matrix))[1][:, -1]
-    return vector if vector[0] >= 0 else -vector
