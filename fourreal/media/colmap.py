@@ -4,6 +4,7 @@ images.txt holds world to camera in OpenCV's axes: a quaternion (w first) and a 
 package pycolmap, which writes it as text.
 """
 
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ MODELS = {
     "RADIAL_FISHEYE": "f cx cy k1 k2",
     "OPENCV_FISHEYE": "fl_x fl_y cx cy k1 k2 k3 k4",
 }
+NUMBERS = {"PINHOLE": 1, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6}  # of those that are written, in binary
 FILES = ("cameras.txt", "images.txt", "points3D.txt")  # as text
 EXPECTED = "expected COLMAP's cameras.txt and images.txt (or .bin), as in sparse/0"
 
@@ -48,21 +50,31 @@ def read_folder(folder: Path) -> dict[str, Any]:
     return {"frames": sorted(frames, key=lambda frame: frame["file_path"])}
 
 
-def write_folder(folder: Path, frames: list[dict[str, Any]]) -> None:
-    """Frames of a transforms.json as text, in a new folder: one camera a frame, and no points."""
+def write_folder(folder: Path, frames: list[dict[str, Any]], binary: bool = False) -> None:
+    """Frames of a transforms.json as text, in a new folder: one camera a frame, and no points; `binary`: in binary, too."""
     if not all(frame["file_path"] for frame in frames):
         raise UserError("COLMAP knows cameras by their pictures' names: expected a file_path for every frame")
     folder.mkdir()
     cameras, images = [], []
+    packed = {"cameras": [struct.pack("<Q", len(frames))], "images": [struct.pack("<Q", len(frames))]}
     for number, frame in enumerate(frames, 1):
         model = _model_of(frame)
-        values = [frame["fl_x"] if name == "f" else frame.get(name, 0.0) for name in MODELS[model].split()]
-        cameras.append(f"{number} {model} {frame['w']} {frame['h']} {' '.join(map(repr, map(float, values)))}")
-        w2c = np.linalg.inv(opencv_from_opengl(np.array(frame["transform_matrix"], np.float64)))
-        pose = " ".join(repr(float(value)) for value in (*quaternion(w2c[:3, :3]), *w2c[:3, 3]))
-        images += [f"{number} {pose} {number} {frame['file_path']}", ""]
+        values = [float(frame["fl_x"] if name == "f" else frame.get(name, 0.0)) for name in MODELS[model].split()]
+        cameras.append(f"{number} {model} {frame['w']} {frame['h']} {' '.join(map(repr, values))}")
+        c2w = opencv_from_opengl(np.array(frame["transform_matrix"], np.float64))
+        left, _, right = np.linalg.svd(c2w[:3, :3])
+        turn = (left @ right).T  # world to camera, free of what rounding does to a rotation
+        pose = [*quaternion(turn).tolist(), *(-turn @ c2w[:3, 3]).tolist()]
+        images += [f"{number} {' '.join(map(repr, pose))} {number} {frame['file_path']}", ""]
+        lens = struct.pack(f"<iiQQ{len(values)}d", number, NUMBERS[model], frame["w"], frame["h"], *values)
+        packed["cameras"].append(lens)
+        name = frame["file_path"].encode()
+        packed["images"].append(struct.pack("<i7di", number, *pose, number) + name + struct.pack("<xQ", 0))
     for name, lines in zip(FILES, (cameras, images, []), strict=True):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if binary:
+        for name, parts in (packed | {"points3D": [struct.pack("<Q", 0)]}).items():
+            (folder / f"{name}.bin").write_bytes(b"".join(parts))
 
 
 def rotation(quaternion: ndarray) -> Float[ndarray, "3 3"]:

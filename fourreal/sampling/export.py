@@ -13,7 +13,6 @@ COLMAP: "Output Format" of its manual. All count pixels from the outer corner of
 import json
 import math
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from jaxtyping import Float
 from PIL import Image
 
 from fourreal import __version__
@@ -29,7 +27,7 @@ from fourreal.errors import MissingFile, UserError
 from fourreal.geometry.pinhole import opengl_from_opencv
 from fourreal.geometry.rays import check_cameras
 from fourreal.host.folders import whole_folder
-from fourreal.media.colmap import quaternion
+from fourreal.media.colmap import write_folder
 from fourreal.media.npz import read_array
 from fourreal.sampling.inputs import load_grid
 from fourreal.sampling.results import (
@@ -42,7 +40,6 @@ from fourreal.sampling.results import (
 )
 from fourreal.scene import Cameras
 
-PINHOLE = 1  # COLMAP's number of the model with fx, fy, cx, cy
 LARGEST_SHIFT = 0.1  # pixels that D-NeRF's form may move a point
 
 
@@ -171,41 +168,13 @@ def field_of_view(result: GridResult) -> float:
 
 def write_colmap(folder: Path, result: GridResult) -> None:
     """A folder a moment, with pictures camNN.png and a sparse model of their cameras."""
+    frames = transforms(result)["frames"]
     for t in range(result.sampled.shape[1]):
-        images, model = folder / f"{t:06d}" / "images", folder / f"{t:06d}" / "sparse" / "0"
+        images, sparse = folder / f"{t:06d}" / "images", folder / f"{t:06d}" / "sparse"
         images.mkdir(parents=True)
-        model.mkdir(parents=True)
-        names = [f"cam{v:02d}.png" for v in range(len(result.sampled))]
-        for name, frame in zip(names, result.sampled[:, t], strict=True):
-            Image.fromarray(frame).save(images / name)
-        write_model(model, result.K, result.c2w, result.sampled.shape[2:4], names)
-
-
-def write_model(
-    folder: Path,
-    K: Float[np.ndarray, "v 3 3"],
-    c2w: Float[np.ndarray, "v 4 4"],
-    size: tuple[int, int],
-    names: Sequence[str],
-) -> None:
-    """COLMAP's cameras, images and points3D, as .txt and .bin: a PINHOLE camera an image, and no points."""
-    height, width = size
-    cameras, images = [], []
-    binary = {
-        name: [struct.pack("<Q", 0 if name == "points3D" else len(K))] for name in ("cameras", "images", "points3D")
-    }
-    for number, (name, intrinsics, pose) in enumerate(zip(names, K, c2w, strict=True), 1):
-        lens = [float(intrinsics[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2))]
-        left, _, right = np.linalg.svd(pose[:3, :3].astype(np.float64))
-        rotation = (left @ right).T  # world to camera, free of the rounding of float32
-        turn, shift = quaternion(rotation).tolist(), (-rotation @ pose[:3, 3]).tolist()
-        cameras.append(f"{number} PINHOLE {width} {height} {' '.join(map(repr, lens))}")
-        images.append(f"{number} {' '.join(map(repr, turn + shift))} {number} {name}\n")  # and a line of no points
-        binary["cameras"].append(struct.pack("<iiQQ4d", number, PINHOLE, width, height, *lens))
-        binary["images"].append(
-            struct.pack("<i7di", number, *turn, *shift, number) + name.encode() + struct.pack("<xQ", 0)
-        )
-    text = {"cameras": cameras, "images": images, "points3D": []}
-    for name, lines in text.items():
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
-        (folder / f"{name}.bin").write_bytes(b"".join(binary[name]))
+        sparse.mkdir()
+        moment = [frame for frame in frames if frame["frame_label"] == t]
+        named = [frame | {"file_path": f"{frame['camera_label']}.png"} for frame in moment]
+        for frame, picture in zip(named, result.sampled[:, t], strict=True):
+            Image.fromarray(picture).save(images / frame["file_path"])
+        write_folder(sparse / "0", named, binary=True)

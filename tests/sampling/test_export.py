@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fourreal import cli
+from fourreal.media.colmap import quaternion
 from fourreal.sampling import export
 from fourreal.sampling.inputs import GRIDS, load_grid
 from fourreal.sampling.results import GridResult, transforms, write_result
@@ -214,9 +215,9 @@ def test_colmap_finds_every_point_at_every_moment(folder, tmp_path, read):
 
 def test_quaternions_of_half_turns_are_right():
     for axis in np.eye(3):
-        turn = export.quaternion(2 * np.outer(axis, axis) - np.eye(3))
+        turn = quaternion(2 * np.outer(axis, axis) - np.eye(3))
         np.testing.assert_allclose(np.abs(turn), [0, *axis], atol=1e-12)
-    np.testing.assert_allclose(export.quaternion(np.eye(3)), [1, 0, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(quaternion(np.eye(3)), [1, 0, 0, 0], atol=1e-12)
 
 
 def test_a_folder_that_sample_wrote_comes_back(result, tmp_path):
@@ -301,7 +302,7 @@ def test_an_interrupted_export_leaves_nothing_and_a_second_one_replaces_the_firs
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(export, f"write_{'model' if form == 'colmap' else 'pictures'}", stop)
+        broken.setattr(export, f"write_{'folder' if form == 'colmap' else 'pictures'}", stop)
         assert run("unit", "--to", form) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["unit"]
     assert run("unit", "--to", form) == 0 and run("unit", "--to", form) == 2
