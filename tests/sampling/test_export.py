@@ -298,7 +298,7 @@ def test_a_damaged_result_is_one_line(folder, capsys, spoil):
 
 @pytest.mark.parametrize("form", ["nerfstudio", "dnerf", "colmap"])
 def test_an_interrupted_export_leaves_nothing_and_a_second_one_replaces_the_first(folder, tmp_path, monkeypatch, form):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
