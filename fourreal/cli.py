@@ -42,6 +42,7 @@ VERBS = {
         "say what a camera file holds: convention, unit, lenses",
     ),
     "cameras plot": ("fourreal.media.cameras_command", "Plot", "draw the cameras of a file"),
+    "cameras estimate": ("fourreal.media.cameras_command", "Estimate", "find the cameras of an orbit, by COLMAP"),
     "data build": ("fourreal.data.render.pack", "BuildPack", "build the pack of animated assets from game data"),
     "data render": ("fourreal.data.render.command", "Render", "render 4D grids and write them as ArrayRecord"),
 }

@@ -1,4 +1,4 @@
-"""The verbs `cameras convert`, `cameras check` and `cameras plot`, on camera files as `sample --cameras` reads them."""
+"""The verbs `cameras convert`, `check`, `plot` and `estimate`, on camera files as `sample --cameras` reads them."""
 
 import json
 import math
@@ -17,6 +17,8 @@ from fourreal.geometry.pinhole import opengl_from_opencv
 from fourreal.geometry.rays import focus_distance, from_first
 from fourreal.host.folders import whole_folder
 from fourreal.media import colmap
+from fourreal.media.clips import choose_frames, open_clip
+from fourreal.media.estimate import FEWEST, Lens, estimate_cameras
 from fourreal.media.frusta import frusta_picture
 from fourreal.media.pairing import NAMES, WORDS, pose_notes, stations
 from fourreal.media.transforms import COEFFICIENTS, OF_FISHEYE, CameraFile, FileCamera, read_cameras
@@ -117,6 +119,43 @@ class Plot:
         )
         _write_whole(out, lambda partial: picture.save(partial, "PNG"))
         print(f"{out}: {len(cameras)} cameras, {cameras[0].name} in red")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Finds the cameras of an orbit of your own by COLMAP (package pycolmap), and writes them as nerfstudio's transforms.json.
+
+    ORBIT is what sample --orbit takes: a freeze-time video, or a folder of pictures. The scene stands still in it.
+    """
+
+    orbit: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ORBIT")]
+    """a video, or a folder or glob of pictures"""
+    out: OUT
+    """a .json"""
+    most: int = 64
+    """of a longer clip so many frames, evenly in time"""
+    lens: Lens = "radial"
+    """the camera's model: straight lines stay straight, one coefficient, or OpenCV's"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace OUT if it exists"""
+
+    def run(self) -> None:
+        """Writes the file, and says which frames have no camera."""
+        out = Path(self.out).expanduser()
+        if out.suffix.lower() != ".json":
+            raise UserError(f"{out}: expected the name of a camera file to write, as transforms.json")
+        if out.is_dir() or (out.exists() and not self.overwrite):
+            raise FileInTheWay(f"{out} exists; add --overwrite to replace it, or choose another name")
+        if self.most < FEWEST:
+            raise UserError(f"--most is {self.most}; expected at least {FEWEST} frames")
+        clip = open_clip(self.orbit)
+        indices = choose_frames(clip, min(self.most, clip.count))
+        content, missing = estimate_cameras(clip, indices, self.lens, out.parent)
+        content = {"orientation_override": "none", "convention": CONVENTION, **content}
+        _write_whole(out, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+        print("\n".join(report(read_cameras(str(out)))))
+        if missing:
+            print(f"without a camera: {', '.join(clip.files[i].name if clip.files else f'frame {i}' for i in missing)}")
 
 
 def report(file: CameraFile) -> list[str]:

@@ -133,19 +133,26 @@ def read_frames(
 
     `change` gets a frame's index and whole picture before that, and gives the picture to use.
     """
-    wanted = set(indices)
-    found = {}
-    with _one_line(clip.path):
-        for index, picture in _decode(clip, wanted):
-            found[index] = np.asarray(pictures.fit(change(index, picture), size, crop))
-            if len(found) == len(wanted):
-                break
-    if missing := wanted - found.keys():
-        raise UserError(
-            f"{clip.path}: truncated or damaged, frame {min(missing)} of {clip.count} does not decode; "
-            "repair it or choose a good part with --frames a:b"
-        )
+    found = {
+        index: np.asarray(pictures.fit(change(index, picture), size, crop))
+        for index, picture in original_frames(clip, indices)
+    }
     return np.stack([found[index] for index in indices])
+
+
+def original_frames(clip: Clip, indices: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+    """(index, picture) of these frames in their own size, in any order. Raises UserError if one is damaged."""
+    missing = set(indices)
+    with _one_line(clip.path):
+        for index, picture in _decode(clip, set(indices)):
+            yield index, picture
+            missing.discard(index)
+            if not missing:
+                return
+    raise UserError(
+        f"{clip.path}: truncated or damaged, frame {min(missing)} of {clip.count} does not decode; "
+        "repair it or choose a good part with --frames a:b"
+    )
 
 
 def frame_sizes(clip: Clip, indices: Sequence[int]) -> set[tuple[int, int]]:
