@@ -1,9 +1,11 @@
 """The noise that sampling starts from, keyed by (seed, stage, v, t)."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 MOST_VIEWS = 2**31  # what is folded in of a stage is no view
@@ -17,9 +19,13 @@ def cell_noise(
     return _cell_noise(jax.random.fold_in(key, MOST_VIEWS + stage) if stage else key, views, times, frame)
 
 
+def normals(keys: jax.Array, shape: tuple[int, ...]) -> Float[Array, "n *shape"]:
+    """`jax.random.normal(key, shape)` of each key; drawn flat, which compiles several times faster."""
+    return jax.vmap(lambda key: jax.random.normal(key, (math.prod(shape),)))(keys).reshape(-1, *shape)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _cell_noise(key: jax.Array, views: int, times: int, frame: tuple[int, int, int]) -> jax.Array:
-    def draw(v: jax.Array, t: jax.Array) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, v), t), frame)
-
-    return jax.vmap(lambda v: jax.vmap(lambda t: draw(v, t))(jnp.arange(times)))(jnp.arange(views))
+    cells = jnp.divmod(jnp.arange(views * times), times)
+    keys = jax.vmap(lambda v, t: jax.random.fold_in(jax.random.fold_in(key, v), t))(*cells)
+    return rearrange(normals(keys, frame), "(v t) ... -> v t ...", v=views)

@@ -22,14 +22,19 @@ def build_model(base: VideoDiTConfig, grid: GridDiTConfig, seed: int = 0, kernel
 
 def split_model(base: VideoDiTConfig, grid: GridDiTConfig, kernel: Kernel = XLA) -> tuple[nnx.GraphDef, Params]:
     """The structure of a model, which holds its attention kernel, and the shapes of its parameters; allocates nothing."""
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: build_model(base, grid, kernel=kernel)))
+    graph, shapes = nnx.split(_abstract_model(base, grid, kernel))
     return graph, nnx.to_pure_dict(shapes)
 
 
 @functools.cache
 def model_table(base: VideoDiTConfig, grid: GridDiTConfig) -> Table:
     """What the modules of a model say of their parameters: sharding and training group, by path."""
-    return parameter_table(nnx.eval_shape(lambda: build_model(base, grid)))
+    return parameter_table(_abstract_model(base, grid, XLA))
+
+
+@functools.cache
+def _abstract_model(base: VideoDiTConfig, grid: GridDiTConfig, kernel: Kernel) -> GridDiT:
+    return nnx.eval_shape(lambda: build_model(base, grid, kernel=kernel))
 
 
 def fresh_params(

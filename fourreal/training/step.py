@@ -18,6 +18,7 @@ from fourreal.codecs import to_latents
 from fourreal.conditions.condition import axes_of, complete, drop_examples
 from fourreal.diffusion import flow
 from fourreal.diffusion.denoiser import Denoiser
+from fourreal.diffusion.noise import normals
 from fourreal.grid import Known, cell_sigma, shown
 from fourreal.models.build import Params, model_table
 from fourreal.models.fusions import Fusion, Probe
@@ -141,7 +142,7 @@ def make_train_step(denoiser: Denoiser, config: TrainConfig) -> Callable[[State,
         )
         latents = jax.eval_shape(lambda x: to_latents(config.codec, state["codec"], x), frames)
         sigma = jax.vmap(lambda key: flow.sample_sigma(key, config.sigma))(sigma_keys)
-        eps = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(noise_keys)
+        eps = normals(noise_keys, latents.shape[1:])
 
         def mean_loss(trained: Params, part: dict[str, Any]) -> jax.Array:
             x0 = to_latents(config.codec, state["codec"], part["frames"])
