@@ -4,11 +4,13 @@
     view stream  [b, t, v, s, d]     b over (data, fsdp), t over grid
     clips        [b, f, s, d]        b over (data, fsdp, grid)
     heads        [..., h, e]         h over tensor
+    tokens       [..., s, d]         between the blocks, s over tensor where that divides it
 
-So every clip of a stream is whole on one device and attention is local. Only `swap_view_time` moves tokens: an all-to-all
-that exchanges the cut axis. Where grid does not divide a stream's clips, zeros fill them up: clips that do not exist, of which
-the other stream gets none. Where a batch is smaller than the mesh, the axes that do not divide it compute the same twice.
-Without a mesh, everything here does nothing.
+So every clip of a stream is whole on one device, or on those of a tensor group, and attention is local. `swap_view_time` moves
+tokens by an all-to-all that exchanges the cut axis. Along tensor, XLA gathers a block's tokens for its matmuls and scatters
+their sums (sequence parallelism, Korthikanti et al. 2022). Where grid does not divide a stream's clips, zeros fill them up:
+clips that do not exist, of which the other stream gets none. Where a batch is smaller than the mesh, the axes that do not
+divide it compute the same twice. Without a mesh, everything here does nothing.
 """
 
 import functools
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from fourreal.errors import UserError
 from fourreal.parallel.mesh import EXAMPLE_AXES, example_axes, microbatch, share_of_examples
@@ -47,8 +49,8 @@ def check_heads(heads: int) -> None:
         raise UserError(f"mesh.tensor {axis_size(TENSOR)} does not divide {heads} heads: give {_divisors(heads)}")
 
 
-def spec(x: jax.Array, lead: int, heads: bool = False, axes: int = 2) -> P:
-    """The sharding of an array `[b, ...]`: `lead` 2 of a stream, 1 of a clip; `heads`: its axis -2 is cut over tensor.
+def spec(x: jax.Array, lead: int, tensor: bool = False, axes: int = 2) -> P:
+    """The sharding of an array `[b, ...]`: `lead` 2 of a stream, 1 of a clip; `tensor` cuts its axis -2 if it can.
 
     `axes` 1: of an array without views or times, its examples where those of the others are.
     """
@@ -56,16 +58,21 @@ def spec(x: jax.Array, lead: int, heads: bool = False, axes: int = 2) -> P:
     if lead == 2 and axes > 1:  # one text for all clips of a grid has size 1 there, and not all is filled up
         cut.append(GRID if axis_size(GRID) > 1 and not missing_clips(x.shape[1]) else None)
     cut += [None] * (x.ndim - len(cut))
-    if heads and axis_size(TENSOR) > 1:
+    if tensor and axis_size(TENSOR) > 1 and x.shape[-2] % axis_size(TENSOR) == 0:
         cut[-2] = TENSOR
     return P(*cut)
 
 
-def place(x: Shaped[Array, "b *rest"], lead: int = 2, axes: int = 2) -> Shaped[Array, "b *rest"]:
-    """Constrains `x` to the sharding of a stream (`lead` 2) or a clip (1); `axes`: see `spec`."""
+def place(x: Shaped[Array, "b *rest"], lead: int = 2, axes: int = 2, tensor: bool = False) -> Shaped[Array, "b *rest"]:
+    """Constrains `x` to the sharding of a stream (`lead` 2) or a clip (1); `axes`, `tensor`: see `spec`."""
     if axis_size(*BATCH, GRID, TENSOR) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(x, lead, axes=axes))
+    return jax.lax.with_sharding_constraint(x, spec(x, lead, tensor, axes))
+
+
+def place_tokens(x: Float[Array, "b *rest s d"], lead: int = 2) -> Float[Array, "b *rest s d"]:
+    """Constrains a residual stream to its sharding between blocks."""
+    return place(x, lead, tensor=True)
 
 
 def missing_clips(clips: int) -> int:
@@ -101,7 +108,8 @@ def swap_view_time(x: Shaped[Array, "b v t *rest"], views: int | None = None) ->
         if 1 in x.shape[1:3]:
             return jnp.swapaxes(x, 1, 2)
         swap, x = functools.partial(swap_view_time, views=views or x.shape[1]), fill_up(x)
-        return jax.shard_map(swap, in_specs=spec(x, 2), out_specs=spec(x, 2))(x)
+        cut = spec(x, 2, tensor=x.ndim > 4)
+        return jax.shard_map(swap, in_specs=cut, out_specs=cut)(x)
     if axis_size(GRID) > 1:
         x = jax.lax.all_to_all(fill_up(x, 2), GRID, split_axis=2, concat_axis=1, tiled=True)
         x = existing(x, views or x.shape[1])
@@ -114,7 +122,7 @@ def locally(attention: Callable, lead: int) -> Callable[..., jax.Array]:
         return attention
 
     def run(*arrays: jax.Array) -> jax.Array:
-        specs = tuple(spec(x, lead, heads=True) for x in arrays)
+        specs = tuple(spec(x, lead, tensor=True) for x in arrays)
         return jax.shard_map(attention, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
     return run

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from fourreal.errors import UserError
 from fourreal.models.fusions.fusion import Fusion, Run
-from fourreal.parallel.activations import place
+from fourreal.parallel.activations import place_tokens
 
 BY_SHAPE = "by_shape"
 
@@ -29,7 +29,7 @@ class Base(Fusion):
             raise UserError(
                 f"a base takes clips, and this grid has {x.shape[1]} views and {x.shape[2]} times: expected one of either"
             )
-        return place(rearrange(x, "b v t s d -> b (v t) s d"), 1)
+        return place_tokens(rearrange(x, "b v t s d -> b (v t) s d"), 1)
 
     def prepare(self, run: Run) -> Callable:
         views, times = len(run.cells.views), len(run.cells.times)
@@ -40,7 +40,7 @@ class Base(Fusion):
         return run.clip_block(six, run.cells.times if views == 1 else run.cells.views)
 
     def layer(self, carry: Float[Array, "b f s d"], block: Any, sync: Any, run: Run) -> tuple[Array, Any]:
-        x = place(run.shared(block, carry), 1)
+        x = place_tokens(run.shared(block, carry), 1)
         return x, run.observed(stream=rearrange(x, "b (v t) s d -> b v t s d", v=len(run.cells.views)))
 
     def finish(self, carry: Float[Array, "b f s d"], run: Run) -> dict[str, Float[Array, "b v t s k"]]:

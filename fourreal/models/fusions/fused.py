@@ -16,7 +16,7 @@ from fourreal.models.fusions.fusion import Run
 from fourreal.models.fusions.one_stream import OneStream
 from fourreal.models.fusions.sync import TIME, VIEW
 from fourreal.nn.attention import fused_attention
-from fourreal.parallel.activations import missing_clips, place
+from fourreal.parallel.activations import missing_clips, place_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,5 +46,5 @@ class Fused(OneStream):
 
     def layer(self, carry: Float[Array, "b v t s d"], block: Any, sync: Any, run: Run) -> tuple[Array, Any]:
         y = run.shared(block, carry, run)
-        x = place(self.add(sync, carry, y, run, VIEW, TIME))
+        x = place_tokens(self.add(sync, carry, y, run, VIEW, TIME))
         return x, run.observed(stream=x)

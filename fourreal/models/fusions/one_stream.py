@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from fourreal.models.fusions.fusion import Fusion, Run
 from fourreal.models.fusions.sync import TIME, VIEW, ModLinear
+from fourreal.parallel.activations import place_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class OneStream(Fusion):
         return sum(terms, start=y + sum(linear.bias[output] for output in outputs))
 
     def start(self, x: Float[Array, "b v t s d"], run: Run) -> Any:
-        return x
+        return place_tokens(x)
 
     def finish(self, carry: Float[Array, "b v t s d"], run: Run) -> dict[str, Float[Array, "b v t s k"]]:
         return {"stream": run.base.head(carry, run.temb)}

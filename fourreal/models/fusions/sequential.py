@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from fourreal.models.fusions.fusion import Run
 from fourreal.models.fusions.one_stream import OneStream
 from fourreal.models.fusions.sync import TIME, VIEW
-from fourreal.parallel.activations import place
+from fourreal.parallel.activations import place_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,5 +30,5 @@ class Sequential(OneStream):
         by_time = run.to_view(carry)
         y = run.to_time(run.added(by_time, over_views(block, by_time), "view"))
         x = self.add(sync, carry, y, run, VIEW)
-        x = place(self.add(sync, x, run.added(x, over_times(block, x), "time"), run, TIME))
+        x = place_tokens(self.add(sync, x, run.added(x, over_times(block, x), "time"), run, TIME))
         return x, run.observed(stream=x)

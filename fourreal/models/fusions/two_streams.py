@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from fourreal.errors import UserError
 from fourreal.models.fusions.fusion import Fusion, Run
-from fourreal.parallel.activations import place
+from fourreal.parallel.activations import place, place_tokens
 
 
 class Streams(NamedTuple):
@@ -50,13 +50,13 @@ class TwoStreams(Fusion):
         )
 
     def start(self, x: Float[Array, "b v t s d"], run: Run) -> Streams:
-        return Streams(run.to_view(x), place(x))
+        return Streams(run.to_view(x), place_tokens(x))
 
     def layer(self, carry: Streams, block: Any, sync: Any, run: Run) -> tuple[Streams, Any]:
         shared: Shared = run.shared
         outputs = Streams(shared.over_views(block, carry.view), shared.over_times(block, carry.time))
         view, time = self.meet(sync, outputs, run)
-        after = Streams(place(view), place(time))
+        after = Streams(place_tokens(view), place_tokens(time))
         return after, run.observed(view=run.to_time(after.view), time=after.time) if run.probe.observe else None
 
     def meet(self, sync: Any, streams: Streams, run: Run) -> Streams:
