@@ -99,6 +99,18 @@ def test_no_all_reduce_of_a_layers_size_remains_where_all_chips_of_a_three_dimen
     assert moved["reduce-scatter"] >= depth * layer
 
 
+def test_tensor_gathers_tokens_and_scatters_their_sums_and_reduces_none():
+    """Else each of its devices would keep all tokens between the blocks."""
+    mesh = MeshConfig(data=1, fsdp=2, grid=2, tensor=2)
+    answer = compiled("v5p:2x2x2", mesh=mesh, model=dataclasses.replace(CONFIG.model, depth=1))
+    tokens = TOKENS * 2  # half as many devices cut examples, views and times
+    scattered, reduced = (
+        [each["payload"] for each in answer["collectives"] if each["kind"] == kind and each["payload"] >= tokens / 2]
+        for kind in ("reduce-scatter", "all-reduce")
+    )
+    assert scattered and not reduced
+
+
 @pytest.mark.parametrize(
     ("name", "devices", "memory"), [("v4:2x2x1", 4, "31.75 GiB a device"), ("tpu7x:2x2x1", 8, "94.75 GiB a device")]
 )
