@@ -1,8 +1,11 @@
 """Pictures as files and in the size of a model: decoding, RGB, cropping and scaling, and what that does to intrinsics.
 
-Transparent parts become white. 16-bit pictures are scaled to 8 bits; floating-point ones hold 0 to 1, black to white.
+Colours become those of sRGB, where a file has an ICC profile. Transparent parts become white. 16-bit pictures are scaled to 8
+bits; floating-point ones hold 0 to 1, black to white.
 """
 
+import contextlib
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -11,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 Crop = Literal["center", "pad"]
 
@@ -47,11 +50,11 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def decode_pictures(path: Path, wanted: Iterable[int]) -> Iterator[tuple[int, Image.Image]]:
-    """(index, picture) of the wanted pictures of a file, upright."""
+    """(index, picture) of the wanted pictures of a file, upright and in sRGB."""
     with _open(path) as picture:
         for index in sorted(wanted):
             picture.seek(index)
-            yield index, ImageOps.exif_transpose(picture)
+            yield index, in_srgb(ImageOps.exif_transpose(picture))
 
 
 def fit(picture: Image.Image, size: tuple[int, int], crop: Crop) -> Image.Image:
@@ -98,6 +101,22 @@ def cut_away(old: tuple[int, int], new: tuple[int, int], crop: Crop) -> str:
     shares = {"height": 1 - new[0] * scale / old[0], "width": 1 - new[1] * scale / old[1]}
     side, share = max(shares.items(), key=lambda item: item[1])
     return f"{share:.0%} of the {side}" if crop == "center" and share > 0.1 else ""
+
+
+def in_srgb(picture: Image.Image) -> Image.Image:
+    """The colours of a picture with an ICC profile, as a phone's in Display P3, in sRGB; a damaged profile counts as none."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("L", "RGB", "RGBA", "CMYK"):
+        return picture
+    with contextlib.suppress(ImageCms.PyCMSError, OSError):
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if not (source.profile.profile_description or "").startswith("sRGB"):
+            colours = picture.convert("RGB") if picture.mode == "RGBA" else picture
+            changed = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if picture.mode == "RGBA":
+                changed.putalpha(picture.getchannel("A"))
+            return changed
+    return picture
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Pictures and videos are read as they are to be shown, against analytic pictures and the recommendations' formulas."""
 
 import shutil
+import struct
 import subprocess
 from fractions import Fraction
 
@@ -244,3 +245,57 @@ def test_written_video_is_bt709_in_limited_range_and_says_so(tmp_path, colour):
 )
 def test_what_a_crop_takes_is_said_above_a_tenth_of_a_side(old, new, crop, words):
     assert cut_away(old, new, crop) == words
+
+
+def display_p3() -> bytes:
+    """The ICC profile of Display P3 (ICC.1, a matrix and sRGB's curve): its colours in XYZ, adapted to D50."""
+    colours = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+        b"wtpt": (0.96420, 1.0, 0.82491),
+    }
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    tags = {name: b"XYZ \0\0\0\0" + fixed(*values) for name, values in colours.items()}
+    curve = b"para\0\0\0\0\0\3\0\0" + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    tags |= {name: curve for name in (b"rTRC", b"gTRC", b"bTRC")}
+    table, data, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, start + len(data), len(content))
+        data += content
+    kinds = b"\4\x30\0\0mntrRGB XYZ "
+    rest = bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1, 0.82491) + bytes(48)
+    return struct.pack(">I4s", start + len(data), b"lcms") + kinds + rest + table + data
+
+
+# from linear light of Display P3 to that of sRGB, by their chromaticities; both have white D65 and sRGB's curve
+SRGB_FROM_P3 = np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("colour", [(150, 100, 80), (60, 140, 90), (200, 200, 200)])
+def test_colours_of_a_phone_s_picture_in_display_p3_become_those_of_srgb(tmp_path, colour, suffix):
+    path = tmp_path / f"p3{suffix}"
+    Image.new("RGB", (16, 16), colour).save(path, icc_profile=display_p3(), quality=100)
+    c = np.array(colour) / 255
+    light = SRGB_FROM_P3 @ np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light.clip(0) ** (1 / 2.4) - 0.055)
+    found = read_frames(open_clip(str(path)), [0], (16, 16), "center")[0, 8, 8]
+    np.testing.assert_allclose(found, expected.clip(0), atol=2)  # two roundings, and those of JPEG and WebP
+
+
+def test_a_profile_changes_neither_transparency_nor_is_a_damaged_one_an_error(tmp_path):
+    picture = Image.new("RGBA", (8, 8), (200, 30, 30, 255))
+    picture.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    picture.save(tmp_path / "clear.png", icc_profile=display_p3())
+    left, right = read_frames(open_clip(str(tmp_path / "clear.png")), [0], (8, 8), "center")[0, 4, [1, 6]]
+    assert left.tolist() == [255, 255, 255] and right[0] > 210  # redder than sRGB's 200
+    picture.convert("RGB").save(tmp_path / "damaged.png", icc_profile=display_p3()[:90])
+    assert read_frames(open_clip(str(tmp_path / "damaged.png")), [0], (8, 8), "center")[0, 4, 6].tolist() == [
+        200,
+        30,
+        30,
+    ]
