@@ -17,7 +17,7 @@ CONFIG = dataclasses.replace(
     name="paper_sync",
     grid=GridDiTConfig("soft"),
     data=dataclasses.replace(BASE.data, batch_size=8, cuts=CutMix()),
-    optim=dataclasses.replace(BASE.optim, sync_lr=1e-3),
+    optim=dataclasses.replace(BASE.optim, sync_lr=3e-3),
     trains="sync",
     steps=1500,
     eval_every=250,
