@@ -131,6 +131,10 @@ class VideoDiTConfig:
                 f"kept {self.kept} with remat {self.remat}: layers' inputs alone are rounded; give remat full"
             )
 
+    def with_remat(self, remat: Remat) -> "VideoDiTConfig":
+        """The same model that keeps something else for backward."""
+        return dataclasses.replace(self, remat=remat, kept=self.kept if remat == "full" else "float32")
+
     @property
     def head_size(self) -> int:
         """Numbers of an attention head."""

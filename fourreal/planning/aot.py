@@ -148,6 +148,12 @@ def largest_cut(data: PipelineConfig) -> tuple[int, int, int]:
     return max((cut for name, cut in cuts.items() if getattr(data.cuts, name)), key=math.prod)
 
 
+def cell_tokens(config: TrainConfig, tokens: int) -> int:
+    """The tokens of a cell, of all tokens of a step's largest batch."""
+    examples, views, times = largest_cut(config.data)
+    return tokens // (examples * views * len(config.codec.groups(times)))
+
+
 def batch_of(question: Question) -> dict[str, Any]:
     """The shapes of what a step gets of a batch of whole scenes, see `data/batches.py`: uint8 pixels or float32 latents."""
     import jax
@@ -201,14 +207,14 @@ def describe_step(question: Question) -> dict[str, Any]:
     kernel = resolve_kernel(config.attention, "tpu" if for_tpu else "gpu", model.head_size, model.dtype)
     inputs = batch_of(question)
 
-    def step(kernel: Kernel, **changes: Any) -> tuple[Callable, Any]:
-        """(the step as a function of state and batch, the shapes of the state) with a kernel and changed settings."""
-        ours = dataclasses.replace(config, model=dataclasses.replace(model, **changes))
+    def step(kernel: Kernel, model: Any = model) -> tuple[Callable, Any]:
+        """(the step as a function of state and batch, the shapes of the state) with a kernel and another model."""
+        ours = dataclasses.replace(config, model=model)
         _, params = split_model(ours.model, ours.grid)
         state = jax.eval_shape(lambda params: fresh_state(params, ours), params)
         return make_train_step(make_denoiser(ours.model, ours.grid, kernel), ours), state
 
-    plain, state = step(XLA, remat="none")
+    plain, state = step(XLA, model.with_remat("none"))
     answer = {
         "kernel": str(kernel),
         "tokens": tokens_of(config, inputs["frames"]),

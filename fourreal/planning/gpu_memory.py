@@ -17,6 +17,7 @@ import jax
 from jax.extend import core
 
 from fourreal.parallel.mesh import microbatch, share_of_examples
+from fourreal.planning.aot import cell_tokens
 from fourreal.training.config import TrainConfig
 from fourreal.training.step import fusion_of
 
@@ -50,6 +51,8 @@ def estimate(
     parts = share // microbatch(share, config.optim.microbatch)
     cut = examples // share * (mesh["grid"] if fusion.lead == 2 else 1)
     kept = kept_for_backward(jaxpr, model.depth) // cut
+    if cell_tokens(config, tokens) % mesh["tensor"] == 0:
+        kept //= mesh["tensor"]
     own = tokens // cut // parts
     streams = max(1, len(fusion.readouts) - 1)  # beside their mean
     projections = 8 + 4 * sum(condition.cross for condition in model.conditions)

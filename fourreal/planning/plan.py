@@ -175,7 +175,7 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
         yield " ".join(flags), lighter, topology
     remats = ["full", "offload"] if topology.chip.sides else ["full"]
     for policy in remats[remats.index(config.model.remat) + 1 if config.model.remat in remats else 0 :]:
-        lighter = dataclasses.replace(lighter, model=dataclasses.replace(config.model, remat=policy))
+        lighter = dataclasses.replace(lighter, model=config.model.with_remat(policy))
         yield " ".join([*flags, f"--model.remat {policy}"]), lighter, topology
     remat = [f"--model.remat {lighter.model.remat}"] if lighter.model.remat != config.model.remat else []
     sizes = lighter.mesh.sizes(topology.devices, topology.slices)
@@ -230,7 +230,7 @@ def report(config: TrainConfig, topology: Topology, step: Step, disk_gbps: float
         ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
         *(
             ("", line)
-            for line in (*roofline.ASSUMPTIONS, *repeated(config, step), *filled_up(config, step), *whole(step))
+            for line in (*roofline.ASSUMPTIONS, *repeated(config, step), *filled_up(config, step), *whole(config, step))
         ),
         *([] if chip.sides else [("", line) for line in OF_GPUS]),
     ]
@@ -267,13 +267,11 @@ def filled_up(config: TrainConfig, step: Step) -> list[str]:
     ]
 
 
-def whole(step: Step) -> list[str]:
-    """A warning where the mesh has a tensor axis, which cuts less than others do."""
-    times = step.mesh["tensor"]
-    said = (
-        f"mesh.tensor {times} cuts heads and hidden units alone: each of {times} devices has all tokens and their norms"
-    )
-    return [f"{said}; fsdp and grid cut them, too"] if times > 1 else []
+def whole(config: TrainConfig, step: Step) -> list[str]:
+    """A warning where the mesh's tensor axis does not divide the tokens of a cell, which it cuts between the blocks."""
+    tokens, tensor = aot.cell_tokens(config, step.tokens), step.mesh["tensor"]
+    said = f"mesh.tensor {tensor} does not divide the {tokens} tokens of a cell: each of {tensor} devices keeps all"
+    return [f"{said} between the blocks"] if tokens % tensor else []
 
 
 def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:

@@ -231,8 +231,7 @@ def prepare(
     state["codec"] = placed(codec)
     plain = None
     if config.model.remat != "none" and chip_of(mesh.devices.flat[0].device_kind):  # else nobody asks for the MFU
-        kept = dataclasses.replace(config.model, remat="none")
-        plain = make_train_step(make_denoiser(kept, config.grid, XLA), config)
+        plain = make_train_step(make_denoiser(config.model.with_remat("none"), config.grid, XLA), config)
     steps = CompiledSteps(make_train_step(denoiser, config), config, part, plain)
     watchdog.at(done, "compiling")
     print(f"{config.name}: {origin}; mesh {describe(mesh.shape)}; {kernel}")

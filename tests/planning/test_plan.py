@@ -179,12 +179,24 @@ def test_clips_that_do_not_exist_but_are_computed_are_mentioned(config, answers)
         assert ("does not divide 21 times: as many are computed as of 22" in table) == (times == 21)
 
 
-def test_what_a_tensor_axis_does_not_cut_is_mentioned(config, answers):
-    for tensor in (1, 2):
+def test_tokens_that_a_tensor_axis_does_not_divide_are_mentioned(config, answers):
+    cells = config.data.batch_size * config.data.views * config.data.times
+    for tensor, tokens, said in ((1, 15, False), (2, 15, True), (2, 16, False)):
         mesh = {"data": 1, "fsdp": 8 // tensor, "grid": 2, "tensor": tensor}
-        answers(lambda question, mesh=mesh: an_answer() | {"mesh": mesh})
+        answers(lambda question, mesh=mesh, tokens=tokens: an_answer() | {"mesh": mesh, "tokens": tokens * cells})
         table = plan.report(config, V5E, plan.plan_step(config, V5E, (64, 64)))
-        assert ("mesh.tensor 2 cuts heads and hidden units alone" in table) == (tensor == 2)
+        assert ("mesh.tensor 2 does not divide the 15 tokens of a cell" in table) == said
+
+
+def test_model_that_keeps_rounded_inputs_is_planned_and_compared_without_them():
+    """Where nothing is kept twice, as to count FLOPs, or less than a layer's inputs, there is nothing to round."""
+    config = load_config("configs/wan_1b.py")
+    model = dataclasses.replace(config.model, kept="bfloat16")
+    assert model.with_remat("full") == model
+    for policy in ("none", "matmuls", "offload"):
+        assert model.with_remat(policy) == dataclasses.replace(config.model, remat=policy)
+    config = dataclasses.replace(config, model=model)
+    assert [lighter.model.kept for _, lighter, _ in plan.easier(config, V5E) if lighter.model.remat == "offload"]
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,20 @@ def compiled(topology: str, slices: int = 1, **changes) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("topology", "slices", "ceiling"),
-    [("v5e:2x4", 1, 36 * MIB), ("v6e:2x4", 1, 50 * MIB), ("v5p:2x2x2", 1, 96 * MIB), ("v5e:2x2", 2, 39 * MIB)],
+    ("topology", "slices", "mesh", "ceiling"),
+    [
+        ("v5e:4x4", 1, CONFIG.mesh, 36 * MIB),
+        ("v6e:8x8", 1, CONFIG.mesh, 53 * MIB),
+        ("v5p:4x4x4", 1, MeshConfig(data=2, fsdp=16, grid=2), 96 * MIB),
+        ("v5e:2x2", 2, CONFIG.mesh, 39 * MIB),
+    ],
+    ids=str,
 )
 def test_step_moves_tokens_by_four_all_to_alls_a_layer_and_weights_and_gradients_as_often_as_they_need(
-    topology, slices, ceiling
+    topology, slices, mesh, ceiling
 ):
-    answer = compiled(topology, slices)
+    devices = parse_topology(topology, slices).devices  # of which each has one example of a quarter of the cells
+    answer = compiled(topology, slices, mesh=mesh, data=dataclasses.replace(CONFIG.data, batch_size=devices // 2))
     assert answer["kernel"] == "attention: splash"
     found = collections.Counter()
     for each in answer["collectives"]:
