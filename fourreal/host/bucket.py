@@ -11,7 +11,7 @@ import functools
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ from fourreal.errors import MissingFile, UserError, one_line
 
 SCHEME = "gs://"
 RETRIES = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "4s"}  # by tensorstore, of a request
+ABSENT = b"\2"  # tensorstore's generation of what is not there
 RANGE = tensorstore.KvStore.KeyRange
 
 
@@ -69,6 +70,20 @@ def read(path: str | os.PathLike[str]) -> tuple[bytes, bytes] | None:
     return (found.value, found.stamp.generation) if found.state == "value" else None
 
 
+def put(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes an object, whatever is there."""
+    ask(path, lambda store, name: store.write(name, data))
+
+
+def write(path: str | os.PathLike[str], data: bytes | None, over: bytes | None) -> bytes | None:
+    """Writes an object over that generation of it, None: where there is none; its own one, or None where another is there.
+
+    Without `data` deletes it.
+    """
+    stamp = ask(path, lambda store, name: store.write(name, data, if_equal=ABSENT if over is None else over))
+    return stamp.generation or None
+
+
 def names(folder: str | os.PathLike[str]) -> list[str]:
     """Names of all objects below a folder, from it on; an empty one is that of the folder itself."""
     below = ask(folder, lambda store, name: store.list(_below(name), len(_prefix(name))))
@@ -103,8 +118,7 @@ class Upload(io.BytesIO):
     def close(self) -> None:
         """Writes it."""
         if not self.closed:
-            data = self.getvalue()
-            ask(self.path, lambda store, name: store.write(name, data))
+            put(self.path, self.getvalue())
         super().close()
 
 
@@ -203,7 +217,7 @@ class BucketBackend(backend.Backend):
             raise _missing(path)
         if not overwrite and self.exists(dst):
             raise FileExistsError(errno.EEXIST, "exists", os.fspath(dst))
-        ask(dst, lambda store, name: store.write(name, found[0]))
+        put(dst, found[0])
 
     def stat(self, path):
         """Nothing but whether it is a folder: tensorstore tells no size."""

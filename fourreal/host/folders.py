@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fourreal.errors import UserError
 
+LEASE = "lease.json"  # says who writes to a folder in a bucket, see `lease.py`
 BUCKETS = "gs:/"  # what the name of a folder in a bucket begins with; a `Path` leaves one slash
 
 
@@ -27,6 +28,16 @@ def run_path(name: str | os.PathLike[str]) -> Path:
 def in_bucket(name: str | os.PathLike[str]) -> bool:
     """Whether a name is one of a folder or file in a bucket."""
     return os.fspath(name).startswith(BUCKETS)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, or a folder with all in it."""
+    if in_bucket(path):
+        path.rmtree()
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ finished. Older checkpoints go after the seal.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -316,7 +317,7 @@ def find_damage(folder: epath.Path) -> str:
     damage = [
         f"{name} is {'damaged' if name in found else 'missing'}"
         for name in expected
-        if name not in found or None not in (found[name], expected[name]) and found[name] != expected[name]
+        if name not in found or (None not in (found[name], expected[name]) and found[name] != expected[name])
     ]
     return damage[0] if damage else ""
 
@@ -362,6 +363,7 @@ def _broken_frozen(folder: epath.Path, damage: str) -> UserError:
 
 def _failure(step: int, error: Exception) -> WriteFailed:
     """One line for what orbax and tensorstore say in many."""
-    errno = errno_of(error)
-    reason = os.strerror(errno) if errno else " ".join(str(error).split())[:200]
-    return WriteFailed(f"the checkpoint of {step} steps could not be saved: {reason}", errno)
+    number = errno_of(error)
+    told = number in (None, errno.EHOSTUNREACH)  # the second is how a bucket does not answer
+    reason = " ".join(str(error).split())[:200] if told else os.strerror(number)
+    return WriteFailed(f"the checkpoint of {step} steps could not be saved: {reason}", number)

@@ -23,7 +23,7 @@ from fourreal.host import retry
 from fourreal.host.retry import file_hash
 from fourreal.parallel.layout import placed_shapes
 from fourreal.training import orbax
-from fourreal.training.orbax import SEAL, Checkpoints, drop_broken
+from fourreal.training.orbax import SEAL, Checkpoints
 
 FILES = (  # one of each kind that a checkpoint consists of
     SEAL,
