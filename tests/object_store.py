@@ -13,6 +13,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 PAGE = 7  # names, so that listings have several
@@ -39,17 +40,25 @@ class ObjectStore(ThreadingHTTPServer):
         url = f"http://127.0.0.1:{self.server_port}"
         return {
             "TENSORSTORE_GCS_HTTP_URL": url,
-            "GCE_METADATA_ROOT": f"127.0.0.1:{self.server_port}",  # which has none
-            "GOOGLE_APPLICATION_CREDENTIALS": "",
-            "CLOUDSDK_CONFIG": "/nonexistent",
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
         }
 
-    def write(self, name: str, data: bytes) -> int:
-        """The new generation."""
+    def write(self, name: str, data: bytes) -> None:
+        """As another writer."""
         with self.lock:
             self.generation += 1
             self.objects[name] = self.generation, data
-            return self.generation
+
+    def copy(self, prefix: str, folder: Path) -> Path:
+        """The objects below a prefix as files in a folder."""
+        with self.lock:
+            found = {name: data for name, (_, data) in self.objects.items() if name.startswith(f"{prefix}/")}
+        for name, data in found.items():
+            path = folder / name.removeprefix(f"{prefix}/")
+            if not name.endswith("/"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        return folder
 
 
 class Handler(BaseHTTPRequestHandler):

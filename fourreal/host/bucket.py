@@ -12,7 +12,6 @@ import io
 import itertools
 import os
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any
 
 import tensorstore
@@ -167,13 +166,13 @@ class BucketBackend(backend.Backend):
         """(folder, names of folders, names of files) for a folder and all in it."""
         folders: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
         for name in names(top):
-            path = PurePosixPath(name)
-            for parent in list(path.parents)[: -1 if name else None]:
-                folders.setdefault(str(parent), (set(), set()))
-                above = str(parent.parent) if parent.parent != PurePosixPath() else ""
-                folders.setdefault(above, (set(), set()))[0].add(parent.name)
-            if name and not name.endswith("/"):
-                folders["" if path.parent == PurePosixPath() else str(path.parent)][1].add(path.name)
+            above, (*parts, file) = "", name.split("/")
+            for part in parts:
+                folders[above][0].add(part)
+                above = f"{above}/{part}".lstrip("/")
+                folders.setdefault(above, (set(), set()))
+            if file:
+                folders[above][1].add(file)
         for folder in sorted(folders, reverse=not top_down):
             inside, files = folders[folder]
             yield os.path.join(os.fspath(top), folder).rstrip("/"), sorted(inside), sorted(files)
