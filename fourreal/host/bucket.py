@@ -93,10 +93,16 @@ def names(folder: str | os.PathLike[str]) -> list[str]:
 
 def is_object(path: str | os.PathLike[str]) -> bool:
     """Whether there is an object of this very name."""
+    return generation(path) is not None
+
+
+def generation(path: str | os.PathLike[str]) -> bytes | None:
+    """What tells an object from what was there before and after; None where there is none."""
     try:
-        return ask(path, lambda store, name: store.read(name or "/", byte_range=slice(0, 1))).state == "value"
-    except EOFError:  # an empty one
-        return True
+        found = ask(path, lambda store, name: store.read(name or "/", byte_range=slice(0, 1)))
+    except EOFError:  # an empty one, which has no first byte
+        found = ask(path, lambda store, name: store.read(name))
+    return found.stamp.generation if found.state == "value" else None
 
 
 def _prefix(name: str) -> str:

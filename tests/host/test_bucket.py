@@ -209,6 +209,24 @@ def test_holder_notices_that_its_lease_is_another_s_before_it_seals_or_within_a_
     held.close()
 
 
+def test_process_that_has_lost_its_lease_ends_at_once_with_one_line_for_a_new_start(store, monkeypatch):
+    monkeypatch.setenv(lease.VARIABLE, "2")
+    code = (
+        "import time\nfrom etils import epath\nfrom fourreal.host.lease import leased\n"
+        "with leased(epath.Path('gs://bucket/run')): time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while f"run/{LEASE}" not in store.objects:
+        time.sleep(0.01)
+    store.write(f"run/{LEASE}", b'{"id": "1"}')
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == LOST and store.objects[f"run/{LEASE}"][1] == b'{"id": "1"}'
+    assert said.splitlines()[-1].startswith(
+        "fourreal train: error: the lease of gs://bucket/run is lost, another process"
+    )
+    assert "Traceback" not in said
+
+
 def test_holder_whose_lease_cannot_be_renewed_ends_before_another_may_take_it_over(store):
     held, said = hold(3)
     store.refuses = lambda method, name: 503

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from object_store import object_store
 from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorflow_datasets")
@@ -286,6 +287,28 @@ def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_n
     run = start(2, "--resume")
     assert run.wait() == [0, 0], run.said(0)
     assert_same_run(folder, unbroken)
+
+
+@pytest.mark.slow
+def test_run_of_two_processes_in_a_bucket_killed_in_a_save_is_the_run_on_a_disk(config, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    with object_store() as store:
+
+        def start(*options: str) -> Processes:
+            return Processes(config, folder, 2, 2, *MIXED, "--out", "gs://bucket/run", *options, **store.environment)
+
+        def names() -> list[list[str]]:
+            """Those of the checkpoints' objects, cut at the slashes."""
+            return [name.split("/")[2:] for name in list(store.objects) if name.startswith("run/checkpoints/")]
+
+        run = start()
+        run.wait_until(lambda: any(name[1:] == ["files.json"] and name[0] != names()[-1][0] for name in names()))
+        run.processes[1].kill()
+        assert_others_ended(run, 1)
+        run = start("--resume")
+        assert run.wait() == [0, 0], run.said(0)
+        assert "resumed after" in run.said(0)
+        assert_same_run(store.copy("run", tmp_path / "copy"), unbroken)
 
 
 @pytest.mark.slow
