@@ -1,4 +1,4 @@
-"""Reading again where a read fails: a disk or a network that does not answer often does so seconds later.
+"""Reading again where a read fails: a disk or a network that does not answer often does so seconds later. So with a bucket.
 
 Each failure prints a line to stderr; the last one is raised, and ends the process with exit code 3 (see `errors.py`).
 """
@@ -25,10 +25,10 @@ NO_ANSWER = re.compile(r"retry attempts failed|UNAVAILABLE|DEADLINE_EXCEEDED|htt
 NUMBERS = {os.strerror(number): number for number in FAULTS}
 
 
-def read_again(read: Callable[[], T], pauses: tuple[float, ...] | None = None) -> T:
+def read_again(read: Callable[[], T], pauses: tuple[float, ...] | None = None, doing: str = "reading") -> T:
     """What `read` returns; where it fails by a fault, it is called again after each of the pauses (None: PAUSES).
 
-    Raises the last fault as OSError, and any other error at once.
+    Raises the last fault as OSError, and any other error at once. `doing` is the word for it in the lines.
     """
     for pause in (*(PAUSES if pauses is None else pauses), None):
         try:
@@ -40,7 +40,7 @@ def read_again(read: Callable[[], T], pauses: tuple[float, ...] | None = None) -
             fault = error if isinstance(error, OSError) and error.errno else OSError(number, one_line(error))
             if pause is None:
                 raise fault from error.__cause__
-        print(f"{one_line(fault)}: reading again in {pause:g} s", file=sys.stderr, flush=True)
+        print(f"{one_line(fault)}: {doing} again in {pause:g} s", file=sys.stderr, flush=True)
         time.sleep(pause)
 
 

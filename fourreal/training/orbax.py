@@ -112,7 +112,7 @@ class Checkpoints:
     def _seal(self, step: int, listed: dict[str, list], found: Digests) -> None:
         """Seals a checkpoint, and deletes those that it replaces."""
         self.before_seal()
-        seal(self._folder / CHECKPOINTS / str(step), listed, found)
+        read_again(lambda: seal(self._folder / CHECKPOINTS / str(step), listed, found), doing="writing")
         self._aside.discard(step)
         older = [one for one in _steps(self._folder / CHECKPOINTS) if one <= step]
         kept = [one for one in older if one not in self._aside][:KEPT]

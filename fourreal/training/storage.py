@@ -10,6 +10,7 @@ So the log of a sealed checkpoint is there, whenever a process is killed. Checkp
 """
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from fourreal.checkpoints.specs import RUN_WEIGHTS
 from fourreal.host.folders import LEASE, in_bucket, locked
 from fourreal.host.processes import Peers
+from fourreal.host.retry import read_again
 from fourreal.training.run_folder import COMPILED
 
 # Of a run's folder, what a resumed run does not fetch.
@@ -42,7 +44,7 @@ class Storage:
 
     def before_seal(self) -> None:
         """Makes ready what a sealed checkpoint relies on."""
-        self.renew()
+        read_again(self.renew, doing="writing")
         self.sync()
 
     def has(self, name: str) -> bool:
@@ -80,7 +82,8 @@ class BucketStorage(Storage):
                     if path.is_file() and path.suffix != ".tmp" and self._sent.get(path) != stamp(path):
                         found = stamp(path), path.read_bytes()
                 if found:
-                    put(self.folder / path.relative_to(self.work), found[1])
+                    write = functools.partial(put, self.folder / path.relative_to(self.work), found[1])
+                    read_again(write, doing="writing")
                     self._sent[path] = found[0]
                     if path.is_relative_to(self.work / RUN_WEIGHTS):
                         path.unlink()

@@ -28,7 +28,7 @@ from fourreal.checkpoints.specs import weights_folder
 from fourreal.checkpoints.weights import read_weights
 from fourreal.cli import main
 from fourreal.data.write import Split, write_scenes
-from fourreal.errors import LOST, MissingFile
+from fourreal.errors import LOST, MissingFile, WriteFailed, exit_code
 from fourreal.host import bucket, retry
 from fourreal.host.folders import LEASE
 from fourreal.parallel.layout import placed_shapes
@@ -315,6 +315,29 @@ def test_overwritten_run_in_a_bucket_keeps_its_compiled_programs_and_the_lease_a
     make_folder(load_config(config), folder, True, None, "fingerprint")
     kept = {f"runs/tiny/{name}" for name in ("compiled/a-cache", "config.json", "data.sha256", LEASE)}
     assert set(saved.objects) == kept and read_run(folder) == load_config(config)
+
+
+def test_bucket_that_does_not_answer_for_longer_is_written_to_again_before_a_save_fails(
+    store, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(retry, "PAUSES", (0.01, 0.02))
+    (tmp_path / "log").write_text("1")
+    storage = BucketStorage(epath.Path(RUN), tmp_path, lambda: None)
+    answers = [503] * 2 * (bucket.RETRIES["max_retries"] + 1)  # all tries of tensorstore, twice
+    store.refuses = lambda method, name: answers.pop() if answers else 0
+    storage.sync()
+    assert store.objects["runs/tiny/log"][1] == b"1" and not answers
+    said = capfd.readouterr().err
+    assert said.count("gs://bucket/runs/tiny/log does not answer: ") == said.count(": writing again in 0.0") == 2
+    checkpoints = Checkpoints(RUN, before_seal=lambda: store.__setattr__("refuses", lambda method, name: 503))
+    with pytest.raises(
+        WriteFailed, match=r"the checkpoint of 3 steps could not be saved: .* does not answer"
+    ) as raised:
+        checkpoints.save(3, state(3))
+        checkpoints.check(wait=True)
+    assert exit_code(raised.value) == LOST and not sealed(store)
+    store.refuses = lambda method, name: 0
+    checkpoints.close()
 
 
 def test_files_of_this_host_are_in_the_bucket_before_a_seal_and_only_once(store, tmp_path):
