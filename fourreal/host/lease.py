@@ -64,15 +64,17 @@ class Lease:
         while (found := read(self._path)) is not None:
             self._generation, holder = found[1], parse(found[0])
             who, left = f"{holder['host']}, process {holder['process']}", began + holder["seconds"] - time.monotonic()
-            if left <= 0 or is_dead(holder):
+            if is_dead(holder):
                 return
             if first is None:
                 print(f"{self._folder} is held by {who}: looking for up to {left:.0f} s whether it goes on", flush=True)
                 first = self._generation
-            elif self._generation != first:
+            if self._generation != first:
                 raise UserError(
                     f"another process is training in {self._folder} ({who}): wait for it, or give another --out"
                 )
+            if left <= 0:
+                return
             time.sleep(min(1.0, holder["seconds"] / 20))
         self._generation = None
 
