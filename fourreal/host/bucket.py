@@ -122,9 +122,10 @@ class Upload(io.BytesIO):
 
     def close(self) -> None:
         """Writes it."""
-        if not self.closed:
-            put(self.path, self.getvalue())
-        super().close()
+        data = None if self.closed else self.getvalue()
+        super().close()  # first: what fails is not tried again when this object goes
+        if data is not None:
+            put(self.path, data)
 
 
 class BucketBackend(backend.Backend):
