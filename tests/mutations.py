@@ -66,6 +66,7 @@ STAGE = "diffusion/test_stage.py::test_"
 OPTIMIZER = "training/test_optimizer.py::test_"
 STATE = "training/test_state.py::test_"
 STEP = "training/test_step.py::test_"
+BUCKET = "host/test_bucket.py::test_"
 CHECKPOINT = "training/test_orbax.py::test_"
 LOG = "training/test_log.py::test_"
 ABLATION = "evaluation/test_ablation.py::test_"
@@ -723,8 +724,8 @@ BREAKS = [
     ),
     Break(
         "training/orbax.py",
-        "if found.get(name) != expected[name]",
-        "if name not in found",
+        "found[name] != expected[name]",
+        "False",
         CHECKPOINT + "newest_checkpoint_with_a_broken_file_gives_way_to_the_one_before[state/d/*-half-written]",
     ),
     Break(
@@ -778,9 +779,46 @@ BREAKS = [
     ),
     Break(
         "training/orbax.py",
-        '(folder / str(newer)).rename(folder / f"{newer}{UNREADABLE}")',
-        "shutil.rmtree(folder / str(newer))",
-        "training/test_orbax.py::test_newest_checkpoint_that_cannot_be_read_is_set_aside_and_tried_at_the_next_start[files.json]",
+        "one for one in older if one not in self._aside",
+        "one for one in older",
+        CHECKPOINT + "checkpoint_that_was_set_aside_stays_until_its_steps_or_later_ones_are_saved",
+    ),
+    # host/bucket.py, lease.py, training/storage.py
+    Break(
+        "host/bucket.py",
+        "if not below:  # tensorstore",
+        "if False:  # tensorstore",
+        BUCKET + "bucket_that_refuses_is_no_empty_one[iterdir]",
+    ),
+    Break(
+        "host/lease.py",
+        "if self._generation != first:",
+        "if False:",
+        BUCKET + "folder_in_a_bucket_has_one_writer_at_a_time",
+    ),
+    Break(
+        "host/lease.py",
+        'self._lose("another process has taken it over")',
+        "pass",
+        BUCKET + "process_that_has_lost_its_lease_ends_at_once_with_one_line_for_a_new_start",
+    ),
+    Break(
+        "host/lease.py",
+        "found = there[1]",
+        "return False",
+        BUCKET + "lease_whose_renewal_got_lost_on_the_way_back_is_still_the_holder_s",
+    ),
+    Break(
+        "training/orbax.py",
+        "        self.before_seal()\n",
+        "",
+        "training/test_storage.py::test_files_of_this_host_are_in_the_bucket_before_a_seal_and_only_once",
+    ),
+    Break(
+        "training/storage.py",
+        'path.suffix != ".tmp" and self._sent.get(path) != stamp(path)',
+        'path.suffix != ".tmp"',
+        "training/test_storage.py::test_files_of_this_host_are_in_the_bucket_before_a_seal_and_only_once",
     ),
     # data/
     Break(

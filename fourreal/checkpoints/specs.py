@@ -5,10 +5,12 @@ import difflib
 import math
 from pathlib import Path
 
+from fourreal.checkpoints.fetch import fetched
 from fourreal.checkpoints.upgrade import upgraded_spec
 from fourreal.checkpoints.weights import CONFIG, WEIGHTS, read_config
 from fourreal.codecs import Codec, PixelCodec
 from fourreal.errors import MissingFile, UserError
+from fourreal.host.folders import in_bucket
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.serialize import from_json
@@ -62,8 +64,8 @@ def check_shape(spec: ModelSpec, views: int, times: int, size: tuple[int, int]) 
 
 
 def weights_folder(name: str | Path) -> Path:
-    """The folder of weights that `name` means; raises FileNotFoundError with the nearest known name."""
-    path = Path(name)
+    """The folder of weights that `name` means, a copy of one in a bucket; raises MissingFile with the nearest known name."""
+    path = fetched(name, RUN_WEIGHTS) if in_bucket(name) else Path(name)
     for folder in (path, path / RUN_WEIGHTS, BUNDLED / str(name)):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder

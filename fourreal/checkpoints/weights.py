@@ -25,6 +25,7 @@ from safetensors.numpy import save_file
 
 from fourreal.checkpoints.upgrade import renamed, stored
 from fourreal.errors import MissingFile, UserError, WriteFailed
+from fourreal.host.folders import run_path
 from fourreal.host.retry import errno_of, file_hash, read_again
 from fourreal.models.build import Params
 
@@ -103,7 +104,7 @@ def _cast(x: jax.Array, kind: np.dtype) -> jax.Array:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The config of a weights folder; raises FileNotFoundError or ValueError."""
-    path = Path(folder) / CONFIG
+    path = run_path(folder) / CONFIG
     if not path.is_file():
         raise MissingFile(f"{folder} holds no {CONFIG}: expected a folder of weights")
     try:

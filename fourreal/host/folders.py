@@ -1,5 +1,5 @@
 """Folders that commands write: whether one can be made is found out before the work, it appears whole or not at all, and
-one process at a time trains in it."""
+one process at a time trains in it. One of a run may be in a bucket, see `bucket.py`."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,46 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fourreal.errors import UserError
+
+LEASE = "lease.json"  # says who writes to a folder in a bucket, see `lease.py`
+BUCKETS = "gs:/"  # what the name of a folder in a bucket begins with; a `Path` leaves one slash
+
+
+def run_path(name: str | os.PathLike[str]) -> Path:
+    """The folder or file that a name means, in a bucket, too: there a path of epath, which has the methods of a `Path`."""
+    if not in_bucket(name):
+        return Path(name)
+    from fourreal.host.bucket import BucketPath
+
+    return BucketPath(f"gs://{os.fspath(name).removeprefix(BUCKETS).lstrip('/')}")
+
+
+def in_bucket(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is one of a folder or file in a bucket."""
+    return os.fspath(name).startswith(BUCKETS)
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, or a folder with all in it."""
+    if in_bucket(path):
+        path.rmtree()
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears whole, and once it is on the disk."""
+    if in_bucket(path):
+        path.write_text(text)
+        return
+    building = path.with_name(f"{path.name}.tmp")
+    with open(building, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    building.replace(path)
 
 
 def check_creatable(out: Path, option: str = "--out") -> None:

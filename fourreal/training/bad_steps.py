@@ -8,10 +8,10 @@ which checkpoint on, stands in the run's folder, so a run that is stopped and go
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 from fourreal.errors import UserError
+from fourreal.host.folders import write_whole
 from fourreal.host.processes import ALONE, Peers
 from fourreal.serialize import read_json
 
@@ -65,9 +65,4 @@ class LeftOut:
         self._peers.of_first("leave out", self._write)
 
     def _write(self) -> None:
-        building = self._file.with_suffix(".tmp")
-        with open(building, "w") as file:
-            json.dump(self._entries, file)
-            file.flush()
-            os.fsync(file.fileno())
-        building.replace(self._file)
+        write_whole(self._file, json.dumps(self._entries))

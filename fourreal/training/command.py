@@ -11,7 +11,7 @@ import tyro
 
 from fourreal.errors import FileInTheWay
 from fourreal.host import processes as distributed
-from fourreal.host.folders import check_creatable
+from fourreal.host.folders import check_creatable, in_bucket, run_path
 from fourreal.training.config import STORED, TrainConfig, read_with_config
 from fourreal.training.loop import run
 from fourreal.training.run_folder import Start
@@ -27,14 +27,14 @@ class Train:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path | None = None
-    """the run's folder; none: runs/NAME, or the folder that is named instead of a file"""
+    """the run's folder, also gs://BUCKET/runs/NAME; none: runs/NAME, or the folder that is named instead of a file"""
     start: Annotated[Start, tyro.conf.arg(name="")] = Start()
 
     @classmethod
     def parse(cls, argv: list[str], prog: str) -> "Train":
         """Reads `CONFIG [--setting value ...]`; a run's folder is also where it trains unless --out says otherwise."""
         options = read_with_config(cls, argv, prog, example="configs/nano.py --optim.lr 3e-4")
-        if options.out is None and (Path(argv[0]) / STORED).is_file():
+        if options.out is None and (run_path(argv[0]) / STORED).is_file():
             return dataclasses.replace(options, out=Path(argv[0]))
         return options
 
@@ -45,13 +45,15 @@ class Train:
 
     def train(self, peers: distributed.Peers) -> None:
         """As one of these processes."""
-        folder = self.out or Path("runs") / self.config.name
+        folder = run_path(self.out or Path("runs") / self.config.name)
         peers.of_first("creatable", lambda: check_folder_name(folder))
         run(self.config, folder, self.start, peers)
 
 
 def check_folder_name(folder: Path) -> None:
-    """Raises OSError unless the folder is there or can be made."""
+    """Raises OSError unless the folder is there or can be made; of one in a bucket that shows when it is written to."""
+    if in_bucket(folder):
+        return
     check_creatable(folder)
     if folder.exists() and not folder.is_dir():
         raise FileInTheWay(f"{folder} is a file: give a folder with --out")

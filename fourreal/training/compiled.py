@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fourreal.host.folders import in_bucket
 from fourreal.parallel import layout
 from fourreal.training.config import TrainConfig
 from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
@@ -27,10 +28,14 @@ def kept_programs(folder: Path) -> Iterator[None]:
         yield
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    own = jax.config.jax_persistent_cache_enable_xla_caches
+    if in_bucket(folder):
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA's own know only disks
     try:
         yield
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_persistent_cache_enable_xla_caches", own)
 
 
 class CompiledSteps:

@@ -16,6 +16,7 @@ from fourreal.codecs import Codec, PixelCodec
 from fourreal.data.batches import PipelineConfig
 from fourreal.diffusion.flow import LossConfig, SigmaConfig
 from fourreal.errors import MissingFile, UserError
+from fourreal.host.folders import run_path
 from fourreal.host.watchdog import HangConfig
 from fourreal.models.fusions import Base
 from fourreal.models.fusions.two_streams import TwoStreams
@@ -137,7 +138,7 @@ def load_config(name: str | Path, kind: type[Config] = TrainConfig) -> Config:
 
     A file is executed, a folder's config.json is not. Raises MissingFile, or UserError for what is no config of that kind.
     """
-    path = Path(name)
+    path = run_path(name)
     if kind is TrainConfig and (path / STORED).is_file():
         return read_run(path)
     if not path.suffix and len(path.parts) == 1:

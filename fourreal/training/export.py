@@ -1,22 +1,23 @@
 """The weights of a run, written beside its loop: what trains each time, a frozen part once, in a file named by its digest."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fourreal.checkpoints.specs import RUN_WEIGHTS
 from fourreal.checkpoints.weights import gather_weights, write_tensors, write_weights
 from fourreal.host.processes import ALONE, Peers
 from fourreal.models.build import Params
 from fourreal.parallel.digest import digests, name_of
+from fourreal.training.storage import Storage
 
 
 class Export:
     """The folder of a run's weights, which one thread of process 0 fills; `config` describes them. All processes call it."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], peers: Peers = ALONE):
-        self._folder, self._config, self._peers = folder, config, peers
+    def __init__(self, storage: Storage, config: dict[str, Any], peers: Peers = ALONE):
+        self._storage, self._folder, self._config, self._peers = storage, storage.work / RUN_WEIGHTS, config, peers
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future | None = None
         self._beside = ""  # the frozen part's file
@@ -29,7 +30,7 @@ class Export:
             if not self._beside:
                 found = digests(frozen)
                 self._beside = self._peers.of_first("frozen weights", lambda: f"frozen-{name_of(found)}.safetensors")
-            if not self._peers.of_first("written weights", (self._folder / self._beside).is_file):
+            if not self._peers.of_first("written weights", lambda: self._storage.has(f"{RUN_WEIGHTS}/{self._beside}")):
                 rest = gather_weights(frozen)
         tensors = gather_weights(trained)
         if self._peers.first:
@@ -40,6 +41,7 @@ class Export:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_tensors(self._folder / self._beside, rest)
         write_weights(self._folder, tensors, self._config, self._beside)
+        self._storage.sync()
 
     def check(self, wait: bool = False) -> None:
         """Raises OSError if the writing under way has failed; `wait`: waits for it."""

@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS
 from fourreal.errors import CopiesDiffer, Damaged, LossNotFinite, TrainingStopped
-from fourreal.host.folders import locked
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.retry import errno_of
 from fourreal.host.signals import StopSignal
@@ -43,6 +42,7 @@ from fourreal.training.optimizer import learning_rate
 from fourreal.training.prepare import Evaluator, Run, prepare
 from fourreal.training.profile import Profile
 from fourreal.training.run_folder import COMPILED, Start
+from fourreal.training.storage import open_storage
 
 
 def run(
@@ -63,10 +63,10 @@ def run(
         if not peers.first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index), config.hang))
-        peers.of_first("lock", lambda: stack.enter_context(locked(folder)))
+        storage = stack.enter_context(open_storage(folder, peers))
         stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
         stack.enter_context(kept_programs(folder / COMPILED))
-        prepared = prepare(config, folder, start, peers, watchdog, evaluators, began)
+        prepared = prepare(config, storage, start, peers, watchdog, evaluators, began)
         try:
             train(prepared, stop)
         except (OSError, Damaged, CopiesDiffer) as error:
@@ -87,7 +87,7 @@ def train(run: Run, stop: StopSignal) -> None:
     with tqdm(
         total=config.steps, initial=first, unit="step", dynamic_ncols=True, disable=not run.peers.first
     ) as progress:
-        profile = Profile(run.folder / "profile", first, config.profile_steps)
+        profile = Profile(run.storage.work / "profile", first, config.profile_steps)
         run.pace.lap("starting")
         try:
             while True:
@@ -100,7 +100,7 @@ def train(run: Run, stop: StopSignal) -> None:
                 run.save()  # a run that was killed between its last checkpoint and its weights
         except LossNotFinite as error:
             run.save()
-            raise LossNotFinite(f"{error}; the last good parameters are saved in {run.folder}") from None
+            raise LossNotFinite(f"{error}; the last good parameters are saved in {run.storage.folder}") from None
         finally:
             profile.close()
             run.close()
@@ -109,7 +109,7 @@ def train(run: Run, stop: StopSignal) -> None:
         f"{trained} steps in {took:.0f} s, {trained * config.data.batch_size / took:.2f} grids/s with validation, "
         f"{run.pace.all_waited / took:.1%} of the time waiting for data"
     )
-    weights = run.folder / RUN_WEIGHTS
+    weights = run.storage.folder / RUN_WEIGHTS
     if run.done == config.steps:
         print(f"weights: {weights}")
     else:
@@ -220,8 +220,8 @@ def evaluate(run: Run, progress: tqdm) -> None:
     run.writer.write(run.done, numbers)
     sheet = stack_sheets(sheets)
     run.writer.picture(run.done, "validation", sheet)
-    (run.folder / "sheets").mkdir(exist_ok=True)
-    path = run.folder / "sheets" / f"{run.done:07d}.png"
+    (run.storage.work / "sheets").mkdir(exist_ok=True)
+    path = run.storage.work / "sheets" / f"{run.done:07d}.png"
     Image.fromarray(sheet).save(path.with_suffix(".tmp"), "PNG")
     path.with_suffix(".tmp").replace(path)
     shown = ", ".join(f"{name.split('_')[-1]} {value:.2f}" for name, value in numbers.items() if "psnr" in name)

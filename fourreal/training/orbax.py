@@ -1,31 +1,36 @@
-"""Checkpoints of a run through orbax: saved asynchronously, the newest few kept, restored onto the target's shardings.
+"""Checkpoints of a run through orbax, on a disk or in a bucket: saved asynchronously, the newest few kept, restored onto the
+target's shardings.
 
 The state holds step, trained parameters, average and optimizer. A frozen base never changes, so it is saved once, apart.
 
 A checkpoint counts once it is sealed: the last file in its folder lists the sizes of all others and the digests of the arrays,
 which the devices computed (see `digest.py`): nothing is read to seal it. Sizes are checked before a checkpoint is read, so
-whatever a kill or a full disk leaves behind is noticed, and all arrays after it was. Where either fails, or files cannot be
-read, the checkpoint before takes its place; what could not be read the next start tries again.
+whatever a kill or a full disk leaves behind is noticed, and all arrays after it was; in a bucket, where a file is there whole
+or not at all, that it is there. Where either fails, or files cannot be read, the checkpoint before takes its place. What
+could not be read stays where it is until its steps are saved again, and the next start tries it again.
 
 Of several processes each writes and reads what its devices hold; the first one judges, deletes, and seals once all have
-finished.
+finished. Older checkpoints go after the seal.
 """
 
 import dataclasses
+import errno
 import json
 import logging
 import os
-import shutil
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from fourreal.errors import FAULTS, Damaged, UserError, WriteFailed, one_line
+from fourreal.host.folders import in_bucket, run_path, write_whole
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.retry import errno_of, file_hash, read_again
 from fourreal.parallel.digest import Digests, digests
@@ -33,7 +38,7 @@ from fourreal.training.state import State
 
 KEPT = 2  # newest checkpoints that stay
 SEAL = "files.json"
-UNREADABLE = ".unreadable"  # ending of a checkpoint that an earlier one has replaced until it can be read
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # folders that orbax renames on a disk when it has written them
 CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
 
 
@@ -48,22 +53,17 @@ class Checkpoints:
     folder: Path
     peers: Peers = ALONE
     keep_every: int = 0  # those of whole multiples of so many steps stay, too; 0: none
+    before_seal: Callable[[], None] = lambda: None  # in process 0: writes what a sealed checkpoint relies on
     done: int | None = dataclasses.field(init=False)
     seconds: float = dataclasses.field(default=0.0, init=False)  # that the last save took
 
     def __post_init__(self):
         for name in ("absl", "asyncio"):  # orbax reports every save, and a failed one many times; it is raised here
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._folder = Path(self.folder).absolute()
+        self._folder = epath.Path(run_path(self.folder).absolute())
         self.done = self.peers.of_first("newest", lambda: drop_broken(self._folder / CHECKPOINTS))
-        policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(KEPT)] + ([policies.EveryNSteps(self.keep_every)] if self.keep_every else [])
-        self._manager = ocp.training.Checkpointer(
-            self._folder / CHECKPOINTS,
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
-        )
+        self._aside: set[int] = set()  # process 0's: those newer than `done`, which could not be read
+        self.peers.of_first("aside", self._set_aside)
         self._sealer = ThreadPoolExecutor(1)
         self._saving: tuple[int, Future] | None = None
 
@@ -83,7 +83,9 @@ class Checkpoints:
             if frozen and self.done is None:
                 self._save_frozen(frozen)
             found = digests(state)
-            saving = self._manager.save_async(step, state)
+            folder = self._folder / CHECKPOINTS / str(step)
+            self.peers.of_first("way", lambda: folder.rmtree(missing_ok=True))  # of what was set aside
+            saving = ocp.save_async(folder, state)
         except Exception as error:
             raise _failure(step, error) from error
         listed = described(state)
@@ -104,8 +106,22 @@ class Checkpoints:
         self, step: int, saving: ocp.AsyncResponse, listed: dict[str, list], found: Digests, began: float
     ) -> None:
         saving.result()
-        self.peers.of_first("sealed", lambda: seal(self._folder / CHECKPOINTS / str(step), listed, found))
+        self.peers.of_first("sealed", lambda: self._seal(step, listed, found))
         self.seconds = time.monotonic() - began
+
+    def _seal(self, step: int, listed: dict[str, list], found: Digests) -> None:
+        """Seals a checkpoint, and deletes those that it replaces."""
+        self.before_seal()
+        read_again(lambda: seal(self._folder / CHECKPOINTS / str(step), listed, found), doing="writing")
+        self._aside.discard(step)
+        older = [one for one in _steps(self._folder / CHECKPOINTS) if one <= step]
+        kept = [one for one in older if one not in self._aside][:KEPT]
+        for one in older:
+            if one not in kept and not (self.keep_every and one % self.keep_every == 0):
+                (self._folder / CHECKPOINTS / str(one)).rmtree()
+
+    def _set_aside(self) -> None:
+        self._aside |= {step for step in _steps(self._folder / CHECKPOINTS) if step > (self.done or 0)}
 
     def check(self, wait: bool = False) -> None:
         """Raises WriteFailed if the save under way has failed; `wait`: waits for it."""
@@ -141,13 +157,13 @@ class Checkpoints:
                 break
             failures[step] = failure
             step = self.peers.of_first("before", lambda: newest_before(self._folder / CHECKPOINTS, failures))
-        if failures:
-            self.peers.of_first("aside", lambda: set_aside(self._folder / CHECKPOINTS, failures, step))
-            self._manager.reload()
         self.done = step
+        if failures:
+            self.peers.of_first("aside", lambda: say_set_aside(failures, step))
+            self.peers.of_first("aside", self._set_aside)
         return state | {"frozen": frozen}
 
-    def _load(self, folder: Path, shapes: State) -> tuple[State, None] | tuple[None, Exception]:
+    def _load(self, folder: epath.Path, shapes: State) -> tuple[State, None] | tuple[None, Exception]:
         """A sealed folder's arrays, or what reading them failed by: OSError, or Damaged. Raises UserError for other shapes."""
         listed = described(shapes)
         known = self.peers.of_first("fits", lambda: check_fit(folder, listed))
@@ -184,22 +200,18 @@ class Checkpoints:
             self.check(wait=True)
         finally:
             self._sealer.shutdown()
-        self._manager.close()
 
 
-def drop_broken(folder: Path) -> int | None:
+def drop_broken(folder: epath.Path) -> int | None:
     """Number of the newest checkpoint in a folder that is whole by its sizes, after deleting newer ones that are not; None
     where there is none.
 
-    One whose seal cannot be read is set aside until the next call. A first one without a seal is one that a kill has cut off;
+    One whose seal cannot be read stays, newer than that. A first one without a seal is one that a kill has cut off;
     where a seal shows that there was a whole one, UserError. Raises OSError where none can be read.
     """
-    for path in folder.glob(f"*{UNREADABLE}"):
-        saved_again = path.with_suffix("")
-        whole = (saved_again / SEAL).is_file()
-        shutil.rmtree(path if whole else saved_again, ignore_errors=True)
-        if not whole:
-            path.rename(saved_again)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(UNFINISHED):
+        path.rmtree()
     broken, unreadable = {}, {}
     for step in _steps(folder):
         try:
@@ -216,12 +228,12 @@ def drop_broken(folder: Path) -> int | None:
             raise none_left(folder, broken | unreadable)
     for newer, damage in broken.items():
         print(f"the checkpoint of {newer} steps is broken ({damage}): {_before(step)}")
-        shutil.rmtree(folder / str(newer))
-    set_aside(folder, unreadable, step)
+        (folder / str(newer)).rmtree()
+    say_set_aside(unreadable, step)
     return step
 
 
-def newest_before(folder: Path, failures: dict[int, Exception]) -> int:
+def newest_before(folder: epath.Path, failures: dict[int, Exception]) -> int:
     """Number of the newest checkpoint that is older than those that failed and whole by its sizes; raises where none is."""
     for step in _steps(folder):
         if step < min(failures):
@@ -236,7 +248,7 @@ def newest_before(folder: Path, failures: dict[int, Exception]) -> int:
     raise none_left(folder, failures)
 
 
-def none_left(folder: Path, failures: dict[int, Exception]) -> Exception:
+def none_left(folder: epath.Path, failures: dict[int, Exception]) -> Exception:
     """The error of a folder whose checkpoints all fail: OSError where one cannot be read, which a new start may mend."""
     listed = "; ".join(f"{step}: {failure}" for step, failure in failures.items())
     unreadable = [failure for failure in failures.values() if isinstance(failure, OSError)]
@@ -245,15 +257,14 @@ def none_left(folder: Path, failures: dict[int, Exception]) -> Exception:
     )
 
 
-def set_aside(folder: Path, failures: dict[int, Exception], step: int | None) -> None:
-    """Renames the checkpoints that could not be read, in whose place that of `step` steps comes, until the next start."""
+def say_set_aside(failures: dict[int, Exception], step: int | None) -> None:
+    """Prints which checkpoints could not be read, in whose place that of `step` steps comes."""
     for newer, failure in failures.items():
-        kept = f"it stays as {newer}{UNREADABLE}, and the next start tries it again"
+        kept = "it stays, and the next start tries it again"
         print(f"the checkpoint of {newer} steps cannot be read ({one_line(failure)}): {_before(step)}; {kept}")
-        (folder / str(newer)).rename(folder / f"{newer}{UNREADABLE}")
 
 
-def _steps(folder: Path) -> list[int]:
+def _steps(folder: epath.Path) -> list[int]:
     return sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
 
 
@@ -267,18 +278,14 @@ def described(tree: Any) -> dict[str, list]:
     return {jax.tree_util.keystr(path): [str(x.dtype), list(x.shape)] for path, x in leaves}
 
 
-def seal(folder: Path, listed: dict[str, list], found: Digests) -> None:
+def seal(folder: epath.Path, listed: dict[str, list], found: Digests) -> None:
     """Writes into a folder the sizes of its files, and types, shapes and digests of its arrays."""
     arrays = {name: [*listed[name], int(digest)] for name, digest in found.items()}
     sealed = {"files": _sizes(folder), "arrays": arrays}
-    with open(folder / f"{SEAL}.tmp", "w") as file:
-        json.dump({"sealed": sealed, "crc32": zlib.crc32(json.dumps(sealed).encode())}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / f"{SEAL}.tmp").replace(folder / SEAL)
+    write_whole(folder / SEAL, json.dumps({"sealed": sealed, "crc32": zlib.crc32(json.dumps(sealed).encode())}))
 
 
-def read_seal(folder: Path) -> dict[str, Any]:
+def read_seal(folder: epath.Path) -> dict[str, Any]:
     """What a folder's seal says: `files` by name, and `arrays`, None under a seal of an earlier version.
 
     Raises ValueError for a broken or missing one, OSError where it cannot be read.
@@ -294,7 +301,7 @@ def read_seal(folder: Path) -> dict[str, Any]:
     return values["sealed"]
 
 
-def find_damage(folder: Path) -> str:
+def find_damage(folder: epath.Path) -> str:
     """What is wrong with the files of a sealed folder by their sizes; empty: nothing. Raises OSError where one cannot be read.
 
     A seal of an earlier version lists SHA-256 of the files, which are read for it.
@@ -310,12 +317,12 @@ def find_damage(folder: Path) -> str:
     damage = [
         f"{name} is {'damaged' if name in found else 'missing'}"
         for name in expected
-        if found.get(name) != expected[name]
+        if name not in found or (None not in (found[name], expected[name]) and found[name] != expected[name])
     ]
     return damage[0] if damage else ""
 
 
-def check_fit(folder: Path, listed: dict[str, list]) -> bool:
+def check_fit(folder: epath.Path, listed: dict[str, list]) -> bool:
     """Whether a folder's seal lists these arrays; False for one of an earlier version, UserError for one that lists others."""
     arrays = read_seal(folder)["arrays"]
     if arrays is None:
@@ -335,19 +342,20 @@ def difference(sealed: dict[str, Any], found: Digests) -> str:
     )
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the files of a folder, by name."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(SEAL))
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+def _sizes(folder: epath.Path) -> dict[str, int | None]:
+    """Bytes of the files of a folder, by name; None for each in a bucket, which tells none."""
+    files = sorted(top / name for top, _, names in folder.walk() for name in names if not name.startswith(SEAL))
+    sizes = (None if in_bucket(path) else os.stat(path).st_size for path in files)
+    return {str(path.relative_to(folder)): size for path, size in zip(files, sizes, strict=True)}
 
 
-def _misfit(folder: Path, why: str) -> UserError:
+def _misfit(folder: epath.Path, why: str) -> UserError:
     return UserError(
         f"the checkpoint in {folder} does not fit this config ({why}): resume with the config that the run was started with"
     )
 
 
-def _broken_frozen(folder: Path, damage: str) -> UserError:
+def _broken_frozen(folder: epath.Path, damage: str) -> UserError:
     return UserError(
         f"{folder}, which all checkpoints need, is broken ({damage}): put a copy back, or start again with --overwrite"
     )
@@ -355,6 +363,7 @@ def _broken_frozen(folder: Path, damage: str) -> UserError:
 
 def _failure(step: int, error: Exception) -> WriteFailed:
     """One line for what orbax and tensorstore say in many."""
-    errno = errno_of(error)
-    reason = os.strerror(errno) if errno else " ".join(str(error).split())[:200]
-    return WriteFailed(f"the checkpoint of {step} steps could not be saved: {reason}", errno)
+    number = errno_of(error)
+    told = number in (None, errno.EHOSTUNREACH)  # the second is how a bucket does not answer
+    reason = " ".join(str(error).split())[:200] if told else os.strerror(number)
+    return WriteFailed(f"the checkpoint of {step} steps could not be saved: {reason}", number)

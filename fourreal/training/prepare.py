@@ -10,14 +10,13 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fourreal.checkpoints.specs import RUN_WEIGHTS, ModelSpec
+from fourreal.checkpoints.specs import ModelSpec
 from fourreal.codecs import Codec
 from fourreal.data.batches import Batches
 from fourreal.diffusion.denoiser import make_denoiser
@@ -51,6 +50,7 @@ from fourreal.training.state import (
     split_params,
 )
 from fourreal.training.step import fusion_of, make_train_step
+from fourreal.training.storage import Storage
 from fourreal.training.validation import make_validation
 from fourreal.training.wandb import WandbLog, check_wandb
 
@@ -70,7 +70,7 @@ class Run:
     """Everything that the loop needs; `state` and `done`, the steps behind it, move."""
 
     config: TrainConfig
-    folder: Path
+    storage: Storage
     spec: ModelSpec
     state: State
     done: int
@@ -123,7 +123,7 @@ class Run:
         self.batch = next(self.batches)
         if self.writer:
             self.writer.close()
-            self.writer = MetricsWriter(self.folder, done, also=self.wandb)
+            self.writer = MetricsWriter(self.storage.work, done, also=self.wandb)
         self.pace.go_back(done)
 
     def overdue(self) -> bool:
@@ -146,6 +146,7 @@ class Run:
     def close(self) -> None:
         """Stops the reading of data and waits for saves under way, whichever of these fails."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self.storage.sync)
             stack.callback(self.checkpoints.close)
             stack.callback(self.export.close)
             if self.wandb:
@@ -158,7 +159,7 @@ class Run:
 
 def prepare(
     config: TrainConfig,
-    folder: Path,
+    storage: Storage,
     start: Start,
     peers: Peers = ALONE,
     watchdog: Watchdog | None = None,
@@ -177,9 +178,13 @@ def prepare(
     if config.wandb and peers.first:
         check_wandb()
     watchdog = watchdog or Watchdog(0, "")
+    folder, work = storage.folder, storage.work
     watchdog.at(0, "looking at the run's folder")
     peers.of_first("folder", lambda: check_folder(config, folder, start))
-    checkpoints = Checkpoints(folder, peers, config.keep_every) if start.resume else None
+    if start.resume:
+        peers.of_first("fetched", storage.fetch)
+    open_checkpoints = functools.partial(Checkpoints, folder, peers, config.keep_every, storage.before_seal)
+    checkpoints = open_checkpoints() if start.resume else None
     done = (checkpoints.done or 0) if checkpoints else 0
     init_from = start.init_from
     if start.resume and not done:
@@ -210,7 +215,7 @@ def prepare(
     part = layout.share_of_batch(layout.reading_lead(fusion_of(config).lead, size), size)
     data = Batches(config.data, config.model.conditions, config.codec)
     data_from = functools.partial(_batches, data, part)
-    left_out = LeftOut(folder, bool(done), peers)
+    left_out = LeftOut(work, bool(done), peers)
     batches = data_from(done + left_out.offset(done))
     watchdog.at(done, "reading the first batch")
     batch = next(batches)
@@ -240,12 +245,12 @@ def prepare(
     peers.of_first(
         "make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from, fingerprint)
     )
-    checkpoints = checkpoints or Checkpoints(folder, peers, config.keep_every)
+    checkpoints = checkpoints or open_checkpoints()
     digests = make_digests(state) if mesh.shape["data"] > 1 and config.replicas_every else None
-    wandb = WandbLog(config.wandb, folder, config.name, to_json(config)) if config.wandb and peers.first else None
+    wandb = WandbLog(config.wandb, work, config.name, to_json(config)) if config.wandb and peers.first else None
     return Run(
         config=config,
-        folder=folder,
+        storage=storage,
         spec=spec,
         state=state,
         done=done,
@@ -254,9 +259,9 @@ def prepare(
         steps=steps,
         evaluators=evaluators,
         checkpoints=checkpoints,
-        export=Export(folder / RUN_WEIGHTS, to_json(spec), peers),
-        writer=MetricsWriter(folder, done, also=wandb) if peers.first else None,
-        pace=Pace(folder, peers, done, since, also=wandb),
+        export=Export(storage, to_json(spec), peers),
+        writer=MetricsWriter(work, done, also=wandb) if peers.first else None,
+        pace=Pace(work, peers, done, since, also=wandb),
         peers=peers,
         watchdog=watchdog,
         data_from=data_from,

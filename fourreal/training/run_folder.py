@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 from fourreal.checkpoints.upgrade import stored
 from fourreal.checkpoints.weights import CONFIG, read_config
 from fourreal.errors import MissingFile, UserError
+from fourreal.host.folders import LEASE, delete, write_whole
 from fourreal.host.retry import read_again
 from fourreal.serialize import differences, to_json
 from fourreal.training.config import TrainConfig, read_run
@@ -41,6 +41,7 @@ FREE = (
 )
 INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
 COMPILED = "compiled"  # what JAX compiled, which may be there before the run is
+BESIDE = (COMPILED, LEASE)
 DATA = "data.sha256"  # and the one that tells its data set from others
 
 
@@ -60,7 +61,7 @@ def check_folder(config: TrainConfig, folder: Path, start: Start) -> None:
     """Raises for a run's folder that exists, or does not, or is of another run, against what the user said."""
     if start.resume and start.overwrite:
         raise UserError("--resume and --overwrite contradict each other: give one")
-    used = folder.is_dir() and any(entry.name != COMPILED for entry in folder.iterdir())
+    used = folder.is_dir() and any(entry.name not in BESIDE for entry in folder.iterdir())
     if start.resume:
         if not (folder / CONFIG).is_file():
             raise MissingFile(f"there is no run in {folder} to resume: leave --resume out")
@@ -112,10 +113,9 @@ def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: s
     """Fills the run's folder with its config.json and where it starts from; under `overwrite`, empties it first."""
     if overwrite:
         for entry in folder.iterdir():  # not the folder itself: it may be a link to another disk
-            if entry.name not in (CONFIG, COMPILED):  # CONFIG: it stays a run's folder if this process is killed now
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if entry.name not in (CONFIG, *BESIDE):  # CONFIG: it stays a run's folder if this process is killed now
+                delete(entry)
     if init_from:
         (folder / INIT_FROM).write_text(init_from)
-    (folder / f"{CONFIG}.tmp").write_text(json.dumps(stored(to_json(config)), indent=2) + "\n")
-    (folder / f"{CONFIG}.tmp").replace(folder / CONFIG)
+    write_whole(folder / CONFIG, json.dumps(stored(to_json(config)), indent=2) + "\n")
     (folder / DATA).write_text(fingerprint)

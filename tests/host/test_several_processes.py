@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from object_store import object_store
 from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorflow_datasets")
@@ -134,6 +135,21 @@ def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_n
     run = start(2, "--resume")
     assert run.wait() == [0, 0], run.said(0)
     assert_same_run(folder, unbroken)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_in_a_bucket_with_a_run_that_was_copied_there(config, unbroken, tmp_path):
+    with object_store() as store:
+        for path in unbroken.rglob("*"):
+            if path.is_file() and path.parent.name != "weights":
+                store.write(f"run/{path.relative_to(unbroken)}", path.read_bytes())
+        del store.objects[f"run/checkpoints/{STEPS}/files.json"]  # as a kill before the seal leaves it
+        run = Processes(
+            config, tmp_path / "run", 2, 2, *MIXED, "--out", "gs://bucket/run", "--resume", **store.environment
+        )
+        assert run.wait() == [0, 0], run.said(0)
+        assert f"resumed after {STEPS - 6} steps" in run.said(0)
+        assert_same_run(store.copy("run", tmp_path / "copy"), unbroken)
 
 
 @pytest.mark.slow

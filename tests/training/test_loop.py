@@ -51,6 +51,7 @@ from fourreal.training.optimizer import OptimConfig
 from fourreal.training.orbax import Checkpoints
 from fourreal.training.run_folder import Start, check_folder, make_folder
 from fourreal.training.state import fresh_state
+from fourreal.training.storage import Storage
 
 pytestmark = pytest.mark.slow  # runs, killed and resumed: minutes together
 
@@ -545,7 +546,7 @@ def test_start_up_holds_the_state_and_one_tensor_more_with_frozen_matrices_in_th
     )
     monkeypatch.setattr(preparing, "describe_cost", lambda *_: "")  # which compiles
     with jax.set_mesh(make_mesh(config.mesh)):
-        prepared = preparing.prepare(config, tmp_path / "run", Start(init_from=str(tmp_path / "base")))
+        prepared = preparing.prepare(config, Storage(tmp_path / "run"), Start(init_from=str(tmp_path / "base")))
     state = prepared.state
     prepared.close()
     frozen = flat_names(state["frozen"])

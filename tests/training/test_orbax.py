@@ -23,7 +23,7 @@ from fourreal.host import retry
 from fourreal.host.retry import file_hash
 from fourreal.parallel.layout import placed_shapes
 from fourreal.training import orbax
-from fourreal.training.orbax import SEAL, Checkpoints, drop_broken
+from fourreal.training.orbax import SEAL, Checkpoints
 
 FILES = (  # one of each kind that a checkpoint consists of
     SEAL,
@@ -32,14 +32,14 @@ FILES = (  # one of each kind that a checkpoint consists of
     "state/_METADATA",
     "state/_sharding",
     "state/array_metadatas/process_0",
-    "state/commit_success.txt",
     "state/manifest.ocdbt",
     "state/d/*",
     "state/ocdbt.process_0/manifest.ocdbt",
     "state/ocdbt.process_0/d/*",
 )
+EMPTY = "orbax.checkpoint"  # a file of orbax that has nothing in it
 UNUSED = (  # what these say, orbax does not always need to restore the arrays
-    *("_CHECKPOINT_METADATA", "commit_success.txt", "state/_METADATA", "state/_sharding", "state/commit_success.txt"),
+    *("_CHECKPOINT_METADATA", "commit_success.txt", "state/_METADATA", "state/_sharding"),
     *("state/array_metadatas/process_0", "state/ocdbt.process_0/manifest.ocdbt"),
 )
 DAMAGES = {
@@ -118,7 +118,8 @@ def test_frozen_part_that_is_there_is_not_written_again(folder):
 
 def test_the_kinds_of_files_are_all_there_are(saved):
     newest = saved / "checkpoints" / "6"
-    assert {path for pattern in FILES for path in newest.glob(pattern)} == {p for p in newest.rglob("*") if p.is_file()}
+    kinds = {path for pattern in (*FILES, EMPTY) for path in newest.glob(pattern)}
+    assert kinds == {path for path in newest.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -136,7 +137,7 @@ def test_newest_checkpoint_with_a_broken_file_gives_way_to_the_one_before(folder
         assert not said
         return
     assert checkpoints.done == 4
-    assert sorted(os.listdir(folder / "checkpoints")) == (["4"] if by_size else ["4", "6.unreadable"])
+    assert sorted(os.listdir(folder / "checkpoints")) == (["4"] if by_size else ["4", "6"])
     assert said.startswith(f"the checkpoint of 6 steps {'is broken' if by_size else 'cannot be read'} (")
     assert "): going back to the one of 4 steps" in said and said.count("\n") == 1
 
@@ -223,32 +224,40 @@ def test_newest_checkpoint_that_cannot_be_read_is_set_aside_and_tried_at_the_nex
     monkeypatch.setattr(retry, "PAUSES", ())
     for _ in range(2):
         if path == SEAL:
-            break_file(next((folder / "checkpoints").glob("6*")) / path)
+            break_file(folder / "checkpoints" / "6" / path)
         checkpoints = Checkpoints(folder)
         if path != SEAL:  # after its size was looked at
             break_file(folder / "checkpoints" / "6" / path)
         assert_restores(checkpoints, 4)
         checkpoints.close()
-        assert sorted(os.listdir(folder / "checkpoints")) == ["4", "6.unreadable"]
+        assert sorted(os.listdir(folder / "checkpoints")) == ["4", "6"]
         said = capsys.readouterr().out
         assert said.startswith("the checkpoint of 6 steps cannot be read (") and said.count("\n") == 1
-        assert said.endswith(
-            "): going back to the one of 4 steps; it stays as 6.unreadable, and the next start tries it again\n"
-        )
-        mend_file(folder / "checkpoints" / "6.unreadable" / path)
+        assert said.endswith("): going back to the one of 4 steps; it stays, and the next start tries it again\n")
+        mend_file(folder / "checkpoints" / "6" / path)
     checkpoints = Checkpoints(folder)
     assert_restores(checkpoints, 6)
     checkpoints.close()
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-def test_checkpoint_that_was_set_aside_goes_once_its_steps_are_saved_again(folder, sealed):
-    aside = folder / "checkpoints" / "6.unreadable"
-    shutil.copytree(folder / "checkpoints" / "6", aside)
-    if not sealed:
-        (folder / "checkpoints" / "6" / SEAL).unlink()
-    assert drop_broken(folder / "checkpoints") == 6
-    assert sorted(os.listdir(folder / "checkpoints")) == ["4", "6"]
+def test_checkpoint_that_was_set_aside_stays_until_its_steps_or_later_ones_are_saved(folder, monkeypatch):
+    monkeypatch.setattr(retry, "PAUSES", ())
+    unreadable = folder / "checkpoints" / "6" / SEAL
+    for step, left in ((5, ["4", "5", "6"]), (6, ["5", "6"])):
+        break_file(unreadable)
+        checkpoints = Checkpoints(folder)
+        checkpoints.restore(placed_shapes(state(6), {}))
+        checkpoints.save(step, state(step))
+        checkpoints.close()
+        assert sorted(os.listdir(folder / "checkpoints")) == left
+        if step == 5:
+            mend_file(unreadable)
+    break_file(unreadable)
+    checkpoints = Checkpoints(folder)
+    checkpoints.restore(placed_shapes(state(6), {}))
+    checkpoints.save(8, state(8))
+    checkpoints.close()
+    assert sorted(os.listdir(folder / "checkpoints")) == ["5", "8"]
 
 
 def test_checkpoints_of_which_none_can_be_read_stay_as_they_are(folder, monkeypatch):

@@ -23,6 +23,7 @@ from fourreal.training.loop import train
 from fourreal.training.prepare import Run, prepare, spec_of
 from fourreal.training.run_folder import Start
 from fourreal.training.state import split_params
+from fourreal.training.storage import Storage
 
 
 def train_run(
@@ -31,7 +32,9 @@ def train_run(
     """Trains, or goes on with, one run; what there is to keep of it. `base` None: it is one."""
     used = (folder / CONFIG).is_file()
     start = Start(resume=used, init_from=str(base) if base else None)
-    run = prepare(config, folder, start, evaluators=[score_test_grids(config, folder, ablation)] if base else [])
+    run = prepare(
+        config, Storage(folder), start, evaluators=[score_test_grids(config, folder, ablation)] if base else []
+    )
     record = describe(config, *(count(run.state[part]) for part in ("params", "frozen")))
     record |= {"test_grids": ablation.test_grids}
     if base:
