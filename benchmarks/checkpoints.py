@@ -1,6 +1,7 @@
 """What a checkpoint costs a run on a frozen base: how long a save stops the loop, what it reads, what a start holds.
 
 python benchmarks/checkpoints.py --width 1536 --depth 10
+python benchmarks/checkpoints.py --width 1536 --depth 48 --trains sync          # 1.4 B are frozen; needs 20 GB
 
 The model is not compiled and nothing trains: a save takes as long without.
 """
@@ -25,6 +26,7 @@ from fourreal.serialize import to_json
 from fourreal.training import prepare as preparing
 from fourreal.training.config import TrainConfig
 from fourreal.training.run_folder import Start
+from fourreal.training.storage import Storage
 
 
 def bytes_read() -> int:
@@ -47,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--depth", type=int, default=10)
+    parser.add_argument("--trains", choices=("attention", "sync"), default="attention")
     parser.add_argument("--saves", type=int, default=3)
     options = parser.parse_args()
     width = options.width
@@ -56,9 +59,9 @@ def main() -> None:
     config = TrainConfig(
         name="checkpoints",
         model=model,
-        grid=GridDiTConfig("none"),
+        grid=GridDiTConfig("soft" if options.trains == "sync" else "none"),
         data=PipelineConfig(source=ShiftAndRoll("plain"), views=2, times=2, batch_size=1),
-        trains="attention",
+        trains=options.trains,
         eval_grids=1,
     )
     preparing.describe_cost = lambda *_: ""  # which compiles
@@ -71,7 +74,7 @@ def main() -> None:
         watcher = threading.Thread(target=watch, args=(stopped, peak))
         watcher.start()
         began = time.monotonic()
-        run = preparing.prepare(config, folder, Start(init_from=str(base)))
+        run = preparing.prepare(config, Storage(folder), Start(init_from=str(base)))
         took = time.monotonic() - began
         stopped.set()
         watcher.join()
