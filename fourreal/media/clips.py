@@ -133,15 +133,16 @@ def read_frames(
 
     `change` gets a frame's index and whole picture before that, and gives the picture to use.
     """
-    found = {
-        index: np.asarray(pictures.fit(change(index, picture), size, crop))
-        for index, picture in original_frames(clip, indices)
-    }
+    with _one_line(clip.path):
+        found = {
+            index: np.asarray(pictures.fit(change(index, picture), size, crop))
+            for index, picture in original_frames(clip, indices)
+        }
     return np.stack([found[index] for index in indices])
 
 
 def original_frames(clip: Clip, indices: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
-    """(index, picture) of these frames in their own size, in any order. Raises UserError if one is damaged."""
+    """(index, picture) of these frames in their own size and mode, in any order. Raises UserError if one is damaged."""
     missing = set(indices)
     with _one_line(clip.path):
         for index, picture in _decode(clip, set(indices)):

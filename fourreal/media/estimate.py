@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fourreal.errors import UserError
 from fourreal.media import colmap
 from fourreal.media.clips import Clip, frame_sizes, original_frames
+from fourreal.media.pictures import as_rgb
 
 Lens = Literal["pinhole", "radial", "opencv", "fisheye"]
 MODEL_OF: dict[Lens, str] = {
@@ -43,7 +44,7 @@ def estimate_cameras(
         pictures, database, model = (Path(scratch) / name for name in ("pictures", "database.db", "model"))
         pictures.mkdir()
         for index, picture in original_frames(clip, indices):
-            picture.save(pictures / f"{index:06d}.png", compress_level=1)
+            as_rgb(picture).save(pictures / f"{index:06d}.png", compress_level=1)
         model.mkdir()
         reader = pycolmap.ImageReaderOptions(camera_model=MODEL_OF[lens])
         mode = pycolmap.CameraMode.SINGLE if single else pycolmap.CameraMode.PER_IMAGE

@@ -61,7 +61,7 @@ def fit(picture: Image.Image, size: tuple[int, int], crop: Crop) -> Image.Image:
     """An RGB picture of `size` (height, width), aspect ratio kept: `center` cuts the excess, `pad` adds black bars."""
     height, width = size
     if picture.mode != "RGB":
-        picture = _as_rgb(picture)
+        picture = as_rgb(picture)
     if picture.size == (width, height):
         return picture
     if crop == "center":
@@ -172,7 +172,7 @@ def _from_unit(values: Float[np.ndarray, "h w *c"]) -> Image.Image:
     return Image.fromarray(np.rint(255 * values.clip(0, 1)).astype(np.uint8)).convert("RGB")
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(picture: Image.Image) -> Image.Image:
     """RGB of a picture of any mode. Raises ValueError for numbers out of range."""
     if picture.mode.startswith("I"):
         return _from_unit(np.asarray(picture) / np.float32(2**16 - 1))
