@@ -132,7 +132,7 @@ def lease_seconds() -> float:
 
 def end(line: str) -> None:
     """Says so and ends the process."""
-    print(f"fourreal train: error: {line}", file=sys.stderr)
+    print(f"\nfourreal train: error: {line}", file=sys.stderr)  # on a line of its own, below a progress bar
     exit_at_once(LOST)
 
 

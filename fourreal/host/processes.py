@@ -190,7 +190,7 @@ class Peers:
 
     def _end_now(self) -> None:
         line, code = self._why
-        print(f"fourreal {self.verb}: error: {line}", file=sys.stderr)
+        print(f"\nfourreal {self.verb}: error: {line}", file=sys.stderr)  # on a line of its own, below a progress bar
         exit_at_once(code)
 
 
