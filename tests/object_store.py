@@ -16,6 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
+from fourreal.host import bucket
+
 PAGE = 7  # names, so that listings have several
 
 
@@ -162,3 +166,24 @@ def object_store() -> Iterator[ObjectStore]:
             yield server
         finally:
             server.shutdown()
+
+
+@contextlib.contextmanager
+def store_of_this_process() -> Iterator[ObjectStore]:
+    """A server that this process takes for Google's; what fails is soon tried again, three times."""
+    with object_store() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(bucket, "RETRIES", {"max_retries": 3, "initial_delay": "10ms", "max_delay": "20ms"})
+        bucket.open_bucket.cache_clear()
+        yield server
+    bucket.open_bucket.cache_clear()
+
+
+@contextlib.contextmanager
+def emptied(server: ObjectStore) -> Iterator[ObjectStore]:
+    """It without objects, and refusing nothing afterwards."""
+    server.objects.clear()
+    server.requests.clear()
+    yield server
+    server.refuses = lambda method, name: 0

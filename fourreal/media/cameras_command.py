@@ -18,7 +18,7 @@ from fourreal.geometry.rays import focus_distance, from_first
 from fourreal.host.folders import whole_folder
 from fourreal.media import colmap
 from fourreal.media.clips import choose_frames, open_clip
-from fourreal.media.estimate import FEWEST, Lens, estimate_cameras
+from fourreal.media.estimate import FEWEST, LensModel, estimate_cameras
 from fourreal.media.frusta import frusta_picture
 from fourreal.media.pairing import NAMES, WORDS, pose_notes, stations
 from fourreal.media.transforms import COEFFICIENTS, OF_FISHEYE, CameraFile, FileCamera, read_cameras
@@ -75,9 +75,7 @@ class Convert:
             with whole_folder(out) as partial:
                 colmap.write_folder(partial, content["frames"])
         else:
-            _write_whole(
-                out, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            )
+            _write_json(out, content)
         for note in pose_notes(file, _poses(file)):
             print(note)
         print(f"{out}: {len(file.frames)} frames in {form}'s form")
@@ -111,8 +109,7 @@ class Plot:
         file, out = read_cameras(self.cameras), Path(self.out).expanduser()
         if out.suffix.lower() != ".png":
             raise UserError(f"{out}: expected the name of a picture to write, as cameras.png")
-        if out.is_dir() or (out.exists() and not self.overwrite):
-            raise FileInTheWay(f"{out} exists; add --overwrite to replace it, or choose another name")
+        _check_free(out, self.overwrite)
         cameras = [frames[0] for frames in stations(file)]
         picture = frusta_picture(
             np.stack([camera.c2w for camera in cameras]), [tangents(camera) for camera in cameras], cameras[0].name
@@ -134,7 +131,7 @@ class Estimate:
     """a .json"""
     most: int = 64
     """of a longer clip so many frames, evenly in time"""
-    lens: Lens = "radial"
+    lens: LensModel = "radial"
     """the camera's model: straight lines stay straight, one coefficient, or OpenCV's"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace OUT if it exists"""
@@ -144,15 +141,14 @@ class Estimate:
         out = Path(self.out).expanduser()
         if out.suffix.lower() != ".json":
             raise UserError(f"{out}: expected the name of a camera file to write, as transforms.json")
-        if out.is_dir() or (out.exists() and not self.overwrite):
-            raise FileInTheWay(f"{out} exists; add --overwrite to replace it, or choose another name")
+        _check_free(out, self.overwrite)
         if self.most < FEWEST:
             raise UserError(f"--most is {self.most}; expected at least {FEWEST} frames")
         clip = open_clip(self.orbit)
         indices = choose_frames(clip, min(self.most, clip.count))
         content, missing = estimate_cameras(clip, indices, self.lens, out.parent)
         content = {"orientation_override": "none", "convention": CONVENTION, **content}
-        _write_whole(out, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+        _write_json(out, content)
         print("\n".join(report(read_cameras(str(out)))))
         if missing:
             print(f"without a camera: {', '.join(clip.files[i].name if clip.files else f'frame {i}' for i in missing)}")
@@ -231,6 +227,16 @@ def tangents(camera: FileCamera) -> tuple[float, float]:
     height, width = camera.size or (1.0, 1.0)
     K = camera.intrinsics((height, width))
     return width / (2 * K[0, 0]), height / (2 * K[1, 1])
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Raises FileInTheWay unless a file may be written there."""
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise FileInTheWay(f"{out} exists; add --overwrite to replace it, or choose another name")
+
+
+def _write_json(out: Path, content: dict[str, Any]) -> None:
+    _write_whole(out, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
 
 
 def _write_whole(out: Path, write: Callable[[Path], object]) -> None:

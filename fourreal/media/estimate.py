@@ -12,8 +12,8 @@ from fourreal.media import colmap
 from fourreal.media.clips import Clip, frame_sizes, original_frames
 from fourreal.media.pictures import as_rgb
 
-Lens = Literal["pinhole", "radial", "opencv", "fisheye"]
-MODEL_OF: dict[Lens, str] = {
+LensModel = Literal["pinhole", "radial", "opencv", "fisheye"]
+MODEL_OF: dict[LensModel, str] = {
     "pinhole": "SIMPLE_PINHOLE",
     "radial": "SIMPLE_RADIAL",
     "opencv": "OPENCV",
@@ -23,7 +23,7 @@ FEWEST = 3  # pictures that make a model
 
 
 def estimate_cameras(
-    clip: Clip, indices: Sequence[int], lens: Lens = "radial", folder: Path = Path(), seed: int = 0
+    clip: Clip, indices: Sequence[int], lens: LensModel = "radial", folder: Path = Path(), seed: int = 0
 ) -> tuple[dict[str, Any], list[int]]:
     """The cameras of these frames as the content of a transforms.json, and the frames that COLMAP could not place.
 

@@ -301,7 +301,7 @@ def read_seal(folder: epath.Path) -> dict[str, Any]:
     return values["sealed"]
 
 
-def find_damage(folder: epath.Path) -> str:
+def find_damage(folder: Path | epath.Path) -> str:
     """What is wrong with the files of a sealed folder by their sizes; empty: nothing. Raises OSError where one cannot be read.
 
     A seal of an earlier version lists SHA-256 of the files, which are read for it.
@@ -342,9 +342,11 @@ def difference(sealed: dict[str, Any], found: Digests) -> str:
     )
 
 
-def _sizes(folder: epath.Path) -> dict[str, int | None]:
+def _sizes(folder: Path | epath.Path) -> dict[str, int | None]:
     """Bytes of the files of a folder, by name; None for each in a bucket, which tells none."""
-    files = sorted(top / name for top, _, names in folder.walk() for name in names if not name.startswith(SEAL))
+    files = sorted(
+        top / name for top, _, names in epath.Path(folder).walk() for name in names if not name.startswith(SEAL)
+    )
     sizes = (None if in_bucket(path) else os.stat(path).st_size for path in files)
     return {str(path.relative_to(folder)): size for path, size in zip(files, sizes, strict=True)}
 

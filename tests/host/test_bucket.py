@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
-from object_store import object_store
+from object_store import emptied, store_of_this_process
 
 from fourreal.errors import LOST, MissingFile, UserError, exit_code
-from fourreal.host import bucket, lease
+from fourreal.host import lease
 from fourreal.host.bucket import BucketPath
 from fourreal.host.folders import LEASE, run_path
 from fourreal.host.lease import Lease, leased
@@ -23,21 +23,15 @@ from fourreal.host.lease import Lease, leased
 @pytest.fixture(scope="module")
 def server():
     """For all tests of the module."""
-    with object_store() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        patch.setattr(bucket, "RETRIES", {"max_retries": 2, "initial_delay": "10ms", "max_delay": "20ms"})
-        bucket.open_bucket.cache_clear()
+    with store_of_this_process() as server:
         yield server
-    bucket.open_bucket.cache_clear()
 
 
 @pytest.fixture
 def store(server):
     """It, empty."""
-    server.objects.clear()
-    yield server
-    server.refuses = lambda method, name: 0
+    with emptied(server):
+        yield server
 
 
 def seen(root: epath.Path) -> list:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from object_store import ObjectStore, object_store
+from object_store import ObjectStore, emptied, store_of_this_process
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -65,22 +65,15 @@ CONFIG = TrainConfig(
 @pytest.fixture(scope="module")
 def server():
     """For all tests of the module."""
-    with object_store() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        patch.setattr(bucket, "RETRIES", {"max_retries": 3, "initial_delay": "10ms", "max_delay": "20ms"})
-        bucket.open_bucket.cache_clear()
+    with store_of_this_process() as server:
         yield server
-    bucket.open_bucket.cache_clear()
 
 
 @pytest.fixture
 def store(server):
     """It, empty."""
-    server.objects.clear()
-    server.requests.clear()
-    yield server
-    server.refuses = lambda method, name: 0
+    with emptied(server):
+        yield server
 
 
 @pytest.fixture(scope="module")

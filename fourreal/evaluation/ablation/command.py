@@ -19,7 +19,6 @@ from typing import Annotated
 
 import jax
 import tyro
-from etils import epath
 
 from fourreal.evaluation.ablation.arms import BASE, AblationConfig, parse_arm
 from fourreal.evaluation.ablation.files import file_stem, is_finished, put_run
@@ -83,7 +82,7 @@ def ablate(config: AblationConfig, runs: Path, files: Path, stop: StopSignal) ->
         if base and trains_nothing(run_config) and run_config.seed != config.seeds[0]:
             continue  # the same for all seeds
         # the base's file may come without its weights, or its weights be those of a part of the training
-        needed = base is None and find_damage(epath.Path(folder) / CHECKPOINTS / str(run_config.steps))
+        needed = base is None and find_damage(folder / CHECKPOINTS / str(run_config.steps))
         if is_finished(file, run_config, config.test_grids) and not needed:
             print(f"{run_config.name}: finished, in {file}")
             continue
