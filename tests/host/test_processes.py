@@ -177,7 +177,7 @@ def test_error_of_one_process_ends_the_others_with_its_line_and_code(ended, caps
         raise UserError("no data")
     until(lambda: len(ended) == 2)
     assert ended == [2, 2]
-    line = f"fourreal train: error: process 1 of 3 on {socket.gethostname()}: no data\n"
+    line = f"\nfourreal train: error: process 1 of 3 on {socket.gethostname()}: no data\n"
     assert capsys.readouterr().err == line * 2
 
 
