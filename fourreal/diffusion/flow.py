@@ -4,7 +4,7 @@
     prediction u:   u = output
     prediction x0:  u = (x_sigma - output) / max(sigma, 0.05)
 
-The loss is |u - (eps - x0)|^2, or less of it at low noise (`LossConfig`), over unknown cells and valid pixels, averaged over
+The loss is |u - (eps - x0)|^2, or less of it at low noise or where it is large (`LossConfig`), over unknown cells and valid pixels, averaged over
 each example's own unknown pixels and then over the batch, so that accumulated or sharded batches give the mean of one big
 batch.
 """
@@ -52,6 +52,9 @@ class LossConfig:
     most: float | None = None
     """largest weight of the squared error of x0: min(1 / sigma^2, this), so 1 is the plain error of x0; none: 1 / sigma^2,
     the squared error of the velocity"""
+    huber: float | None = None
+    """c of the pseudo-Huber form 2 c^2 (sqrt(1 + e^2 / c^2) - 1) of an error e of x0, pixels in [-1, 1]: square below c,
+    straight above, so one large error counts less than many small ones and edges blur less; none: e^2"""
     heads: float = 0.0
     """weight of the mean loss of the streams' own heads, beside the loss of the readout"""
     gap: float = 0.0
@@ -62,6 +65,8 @@ class LossConfig:
     def __post_init__(self):
         if self.most is not None and self.most <= 0:
             raise UserError(f"loss.most is {self.most}: give a number above 0, or none")
+        if self.huber is not None and self.huber <= 0:
+            raise UserError(f"loss.huber is {self.huber}: give a number above 0, or none")
         if self.gap_weight not in ("even", "depth", "clean"):
             raise UserError(f"loss.gap_weight is '{self.gap_weight}': expected even, depth or clean")
         for name in ("heads", "gap"):
@@ -126,14 +131,17 @@ def flow_loss(
     prediction: str,
     valid: Bool[Array, "b *cells h w"] | None = None,
     most: float | None = None,
+    huber: float | None = None,
 ) -> Float[Array, "b"]:
     """The loss of each example; cells that are left out (given or missing) and invalid pixels get no gradient.
 
-    `most`: see `LossConfig`.
+    `most`, `huber`: see `LossConfig`. The error of x0 is sigma times that of the velocity.
     """
-    error = jnp.square(velocity(output, x, sigma, prediction) - (eps - x0))
+    error, variance = jnp.square(velocity(output, x, sigma, prediction) - (eps - x0)), jnp.square(per_cell(sigma))
+    if huber is not None:
+        error = 2 * error / (1 + jnp.sqrt(1 + error * variance / huber**2))  # the form without its cancellation
     if most is not None:
-        error = error * jnp.minimum(1.0, most * jnp.square(per_cell(sigma)))
+        error = error * jnp.minimum(1.0, most * variance)
     return masked_mean(error, left_out, valid)
 
 

@@ -162,6 +162,19 @@ def test_loss_with_a_largest_weight_is_the_weighted_squared_error_of_x0(data, pr
         np.testing.assert_allclose(found, plain, rtol=1e-6)
 
 
+@pytest.mark.parametrize("prediction", ["x0", "u"])
+@pytest.mark.parametrize(("huber", "most"), [(0.1, 5.0), (3.0, None)])
+def test_pseudo_huber_loss_is_its_formula_of_the_error_of_x0(data, prediction, huber, most):
+    x, output = flow.interpolate(data["x0"], data["eps"], data["sigma"]), normal(*SHAPE, seed=6)
+    level = np.asarray(data["sigma"], np.float64)[..., None, None, None]
+    error = (output if prediction == "x0" else np.asarray(x, np.float64) - level * output) - data["x0"]
+    robust = 2 * huber**2 * (np.sqrt(1 + error**2 / huber**2) - 1)
+    error = np.minimum(1 / np.maximum(level, 1e-9) ** 2, np.inf if most is None else most) * robust
+    expected = [error[b][~data["left_out"][b]].mean() for b in range(CELLS[0])]
+    found = flow.flow_loss(output, x, **data, prediction=prediction, most=most, huber=huber)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # fp32, of a mean over few pixels
+
+
 def streams() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [b v t s d] of a view and a time stream, and a weight for every cell."""
     shape = (*CELLS, 4, 5)
