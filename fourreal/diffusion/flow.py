@@ -4,9 +4,9 @@
     prediction u:   u = output
     prediction x0:  u = (x_sigma - output) / max(sigma, 0.05)
 
-The loss is |u - (eps - x0)|^2, or less of it at low noise or where it is large (`LossConfig`), over unknown cells and valid pixels, averaged over
-each example's own unknown pixels and then over the batch, so that accumulated or sharded batches give the mean of one big
-batch.
+The loss is |u - (eps - x0)|^2, or less of it where noise is low or the error large (`LossConfig`), over unknown cells and valid
+pixels, averaged over each example's own unknown pixels and then over the batch, so that accumulated or sharded batches give the
+mean of one big batch.
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ from fourreal.metrics.pixels import psnr
 from fourreal.models.build import model_table
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.sampling.cascade import Cascade, Pipeline
-from fourreal.sampling.inputs import GRIDS, read_grid
+from fourreal.sampling.inputs import bundled_grids, read_grid
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.scene import Cameras, Cut, Scene
 from fourreal.serialize import differences, read_json
@@ -101,10 +101,10 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
     and where frames are of another size.
     """
     if data is None:
-        names = sorted(path.stem for path in GRIDS.glob("*.npz"))
+        shape = (spec.views, spec.times, *spec.size)
+        names = [path.stem for path in bundled_grids(shape)]
         if count is not None and not 0 < count <= len(names):
             raise UserError(f"--grids {count}: {len(names)} grids are bundled; render more and name them with --data")
-        shape = (spec.views, spec.times, *spec.size)
         bundled = [(name, read_grid(name, shape)) for name in names[:count]]
         found = [(one.truth, None if one.c2w is None else Cameras(one.K, one.c2w), name, None) for name, one in bundled]
     else:

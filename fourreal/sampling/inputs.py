@@ -11,6 +11,7 @@ rates than the first, they are cut to what all show and read at the same moments
 
 import difflib
 import glob
+import operator
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -174,14 +175,14 @@ def place_views(path: str, views: int) -> tuple[list[Placement], str]:
 def read_grid(
     grid: str | None, shape: tuple[int, int, int, int], *, crop: Crop = "center", cameras: CameraFile | None = None
 ) -> GridInput:
-    """A whole grid whose truth is known, with view 0 and time 0 given: a bundled one (None: the first) or an npz file.
+    """A whole grid whose truth is known, with view 0 and time 0 given: a bundled one (None: the first of that size) or an npz.
 
     The npz holds `frames` uint8 [v, t, h, w, 3] and, if known, K [v, 3, 3] in pixels and c2w [v, 4, 4] (OpenCV). One
     with more views or times than `shape` is thinned out as in training, at the largest even stride; pixels are brought to
     size and K with them. `cameras` take the place of its own.
     Raises FileNotFoundError for an unknown name, ValueError for a grid that is smaller or not in this form.
     """
-    path = _find_grid(grid)
+    path = _find_grid(grid, shape)
     frames, K, c2w = load_grid(path)
     views, times, *size = shape
     notes, chosen = [], []
@@ -295,13 +296,23 @@ def _crossing_note(cell: tuple[int, int], first: Placement, second: Placement, a
     return note
 
 
-def _find_grid(grid: str | None) -> Path:
+def bundled_grids(shape: tuple[int, int, int, int]) -> list[Path]:
+    """The bundled test grids that have at least so many views, times and pixels. Raises FileNotFoundError for none."""
+    bundled = sorted(GRIDS.glob("*.npz"), key=natural_order)
+    found = [path for path in bundled if all(map(operator.ge, load_grid(path)[0].shape, shape))]
+    if not found:
+        views, times, height, width = shape
+        raise MissingFile(
+            f"no bundled test grid has {views} views x {times} times of {height} x {width} pixels; name one with --grid"
+        )
+    return found
+
+
+def _find_grid(grid: str | None, shape: tuple[int, int, int, int]) -> Path:
+    if grid is None:
+        return bundled_grids(shape)[0]
     bundled = sorted(GRIDS.glob("*.npz"), key=natural_order)
     names = [path.stem for path in bundled]
-    if grid is None:
-        if not bundled:
-            raise MissingFile("this installation holds no test grids; name one with --grid PATH.npz")
-        return bundled[0]
     if grid in names:
         return bundled[names.index(grid)]
     path = Path(os.path.expanduser(grid))

@@ -87,7 +87,9 @@ def batch_loss(
     left_out = known.mask if known.exists is None else known.mask | ~known.exists
 
     def of(output: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
-        return flow.flow_loss(output, x, x0, eps, level, left_out, denoiser.prediction, known.valid, loss.most, loss.huber)
+        return flow.flow_loss(
+            output, x, x0, eps, level, left_out, denoiser.prediction, known.valid, loss.most, loss.huber
+        )
 
     if not loss.heads and not loss.gap:
         return of(*denoiser.output(params, x, sigma, known, conditions))

@@ -221,8 +221,7 @@ def bundled(monkeypatch, tmp_path):
     for index in range(7):
         frames = np.random.default_rng(index).integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
         np.savez(tmp_path / f"grid{index}.npz", frames=frames)
-    for user in (inputs, module):
-        monkeypatch.setattr(user, "GRIDS", tmp_path)
+    monkeypatch.setattr(inputs, "GRIDS", tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

@@ -18,7 +18,7 @@ from fourreal.sampling import export
 from fourreal.sampling.inputs import GRIDS, load_grid
 from fourreal.sampling.results import GridResult, transforms, write_result
 
-FRAMES, K, C2W = load_grid(sorted(GRIDS.glob("*.npz"))[0])
+FRAMES, K, C2W = load_grid(GRIDS / "miner.npz")
 VIEWS, TIMES, HEIGHT, WIDTH, _ = FRAMES.shape
 POINTS = np.random.default_rng(0).normal(scale=0.2, size=(20, 3))
 

@@ -223,15 +223,17 @@ def test_intrinsics_follow_the_pixels_when_a_grid_is_resized(tmp_path):
         assert np.allclose(result.K[0, 0, 0], 50 * scale)
 
 
-def test_bundled_grids_are_found_by_name_and_the_first_is_the_default(tmp_path, monkeypatch):
+def test_bundled_grids_are_found_by_name_and_the_first_that_is_as_large_is_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "GRIDS", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no test grids"):
+    with pytest.raises(FileNotFoundError, match="no bundled test grid has 3 views x 4 times of 8 x 8"):
         read_grid(None, SHAPE)
     for name in ("wolf", "archer"):
         save_grid(tmp_path / f"{name}.npz")
     assert read_grid(None, SHAPE).name == "archer"
+    save_grid(tmp_path / "ant.npz", views=2)
+    assert read_grid(None, SHAPE).name == "archer"
     assert read_grid("wolf", SHAPE).name == "wolf"
-    with pytest.raises(FileNotFoundError, match=r"bundled grid \(archer, wolf\); did you mean wolf\?"):
+    with pytest.raises(FileNotFoundError, match=r"bundled grid \(ant, archer, wolf\); did you mean wolf\?"):
         read_grid("wolff", SHAPE)
 
 
