@@ -1,4 +1,4 @@
-"""A real `train.py` process is killed twenty times, in a step, in a save and in an evaluation, and ends as if it never was.
+"""A real `train.py` process is killed nine times, in a step, in a save and in an evaluation, and ends as if it never was.
 
 What is compared with a run that nobody killed: the last checkpoint (parameters, average, optimizer, step), the weights,
 `metrics.jsonl`, the TensorBoard events and the sheets, all bit for bit; only the wall times of the events are free. The order
@@ -34,7 +34,7 @@ from fourreal.scene import Scene
 ROOT = Path(__file__).parents[2]
 VIEWS, TIMES, SIZE = 2, 3, 4
 EVAL_EVERY = 4
-KILLS, PHASES = 20, ("step", "save", "evaluation")
+KILLS, PHASES = 9, ("step", "save", "evaluation")
 CONFIG = f"""
 from fourreal.conditions import Hints
 from fourreal.scene import Cameras, Scene
@@ -51,7 +51,7 @@ CONFIG = TrainConfig(
     ),
     data=PipelineConfig(source=Records("SOURCE"), views={VIEWS}, times={TIMES}, batch_size=2),
     optim=OptimConfig(lr=0.01, warmup=0, accumulate=2, ema=0.5),
-    steps=121,
+    steps=61,
     eval_every={EVAL_EVERY},
     eval_grids=16,
     save_every=3,  # divides neither of the others
@@ -174,7 +174,7 @@ def test_full_disk_ends_a_run_in_one_line_and_it_goes_on_from_its_last_good_stat
 
 
 @pytest.mark.slow
-def test_run_killed_twenty_times_is_bit_for_bit_the_run_never_killed(config, expected, tmp_path):
+def test_run_killed_nine_times_is_bit_for_bit_the_run_never_killed(config, expected, tmp_path):
     folder, rng = tmp_path / "killed", random.Random(0)
     died, began = [], time.monotonic()
     for number in range(KILLS):
@@ -185,17 +185,17 @@ def test_run_killed_twenty_times_is_bit_for_bit_the_run_never_killed(config, exp
         died.append(kill_in(process, folder, wanted, config_written, rng.randrange(6) if died else 0, rng))
     counts = {name: sum(name in one for one in died) for name in PHASES}
     print(f"killed {KILLS} times within {time.monotonic() - began:.0f} s, in {counts}")
-    assert min(counts.values()) >= 3
+    assert min(counts.values()) >= 2
     assert start(config, folder, "--resume").wait(timeout=600) == 0, folder.with_suffix(".log").read_text()[-2000:]
 
     for name in ("metrics.jsonl", "config.json", "weights/model.safetensors"):
         assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
     assert events(folder) == events(expected)
     sheets = sorted(path.name for path in (expected / "sheets").iterdir())
-    assert sorted(path.name for path in (folder / "sheets").iterdir()) == sheets and len(sheets) == 31
+    assert sorted(path.name for path in (folder / "sheets").iterdir()) == sheets and len(sheets) == 16
     for name in sheets:
         assert (folder / "sheets" / name).read_bytes() == (expected / "sheets" / name).read_bytes(), name
-    found, wanted = (ocp.load(path / "checkpoints" / "121") for path in (folder, expected))
+    found, wanted = (ocp.load(path / "checkpoints" / "61") for path in (folder, expected))
     assert set(found) == {"step", "params", "ema", "opt"}
     found, wanted = (dict(jax.tree_util.tree_leaves_with_path(state)) for state in (found, wanted))
     assert found.keys() == wanted.keys()
