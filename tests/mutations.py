@@ -367,9 +367,9 @@ BREAKS = [
     ),
     Break(
         "models/video_dit.py",
-        "weights[..., :1] * pixels, weights[..., 1:]",
-        "pixels, weights[..., 1:]",
-        "models/test_video_dit.py::test_copies_are_those_of_the_formula[mix]",
+        "_weighted(weights, [pixels, *offered])",
+        "pixels + _weighted(weights[..., 1:], offered)",
+        "models/test_video_dit.py::test_copies_are_those_of_the_formula[mix-0.4]",
     ),
     Break(
         "models/video_dit.py",

@@ -24,6 +24,7 @@ class Result:
 
     base: VideoDiT
     frames: Float[Array, "b v t h w c"]
+    sigma: Float[Array, "b v t"]
     pictures: Float[Array, "b v t k h w c+1"] | None
     heads: dict[str, Float[Array, "b v t s k"]]
     """by the stream's name"""
@@ -32,7 +33,7 @@ class Result:
 
     def decode(self, head: Float[Array, "b v t s k"]) -> Float[Array, "b v t h w c"]:
         """Frames of a head, or of a mean of heads."""
-        return self.base.decode(head, self.frames, self.pictures)
+        return self.base.decode(head, self.frames, self.sigma, self.pictures)
 
 
 def run_grid(
@@ -80,7 +81,7 @@ def run_grid(
     numbers = jnp.arange(base.config.depth) if probe.exchange is not None or fusion.numbered else None
     carry, observed = base.run_layers(layer, fusion.start(x, run), (numbers, base.blocks, sync))
     heads = {name: existing(head, shape[1]) for name, head in fusion.finish(carry, run).items()}
-    return Result(base, grid, jnp.concatenate(pictures, axis=3) if pictures else None, heads, observed)
+    return Result(base, grid, sigma, jnp.concatenate(pictures, axis=3) if pictures else None, heads, observed)
 
 
 def check_inputs(grid: Any, sigma: Any, given: Any, config: VideoDiTConfig) -> None:

@@ -10,14 +10,18 @@ Ours, zero-initialised, so that a fresh model equals the plain one: the context 
 x0-model, a gate per pixel that copies at the end, from its own input and from the pictures p_k that conditions offer:
 
     copies "add":    out = out + gate_0 x + sum_k gate_k p_k,              gates = Linear(head's modulated tokens)
-    copies "mix":    out = w_0 out + gate_0 x + sum_k w_k p_k,             w = softmax(0, gate_1, gate_2, ...)
+    copies "mix":    m = w_0 out + sum_k w_k p_k,                          w = softmax(0, gate_1, gate_2, ...)
+                     out = m + k (x - (1 - sigma) m),                      s = 0.15 exp(gate_0)
+                     k = (1 - sigma) s^2 / ((1 - sigma)^2 s^2 + sigma^2)
 
 Much of a grid stands still, and at low noise x is nearly the answer: a narrow model passes neither through its tokens well.
+A mix is what is believed before looking at x, and s how far that may be off; out is the mean of what is left once x is seen,
+as x0 ~ N(m, s^2) and x ~ N((1 - sigma) x0, sigma^2). With s the same everywhere this is the skip of Karras et al. (2022).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -52,6 +56,7 @@ Precision = Literal["float32", "bfloat16"]
 Copies = Literal["add", "mix"]
 Remat = Literal["none", "matmuls", "attention_out", "full", "offload"]
 MOST = 2**20  # of anything that is counted: far above what fits a device
+SPREAD = 0.15  # how far a fresh model's mix is off, of pixels in [-1, 1]
 INPUT_NAME = "layer_input"  # for the remat policies
 REMAT_POLICIES = {
     "none": None,
@@ -88,7 +93,8 @@ class VideoDiTConfig:
     prediction: Prediction = "x0"
     """what the raw output stands for: x0 (the clean frame) or u (the velocity eps - x0)"""
     copies: Copies = "add"
-    """how an x0-model copies pictures that conditions offer: gates that add them, or a convex mix of them and its own"""
+    """how an x0-model copies pictures that conditions offer: gates that add them, or a convex mix of them and its own,
+    which its input corrects"""
     conditions: tuple[Condition, ...] = ()
     """what it is told beside the given cells: hints (the nearest given frames), cameras, text"""
     frequency_width: int = 256
@@ -139,6 +145,10 @@ class VideoDiTConfig:
     def head_size(self) -> int:
         """Numbers of an attention head."""
         return self.width // self.heads
+
+
+def _weighted(weights: Float[Array, "*lead h w n"], pictures: Sequence[Float[Array, "*lead h w c"]]) -> jax.Array | int:
+    return sum(weights[..., k, None] * picture for k, picture in enumerate(pictures))
 
 
 class Head(nnx.Module):
@@ -269,9 +279,13 @@ class VideoDiT(nnx.Module):
         return x + self.given(given)
 
     def decode(
-        self, out: Float[Array, "*lead s k"], frames: Float[Array, "*lead h w c"], pictures: jax.Array | None = None
+        self,
+        out: Float[Array, "*lead s k"],
+        frames: Float[Array, "*lead h w c"],
+        sigma: Float[Array, "*lead"],
+        pictures: Float[Array, "*lead n h w c+1"] | None = None,
     ) -> Float[Array, "*lead h w c"]:
-        """Frames from the head's output, with the model's own input and `pictures` copied as the gates say."""
+        """Frames from the head's output, with the model's own input, at `sigma`, and `pictures` copied as the gates say."""
         patch, (height, _, channels) = self.config.patch[1], frames.shape[-3:]
         pixels, gates = jnp.split(out, [patch * patch * channels], axis=-1)
         pixels = axes.unpatchify(pixels, patch, height)
@@ -280,10 +294,13 @@ class VideoDiT(nnx.Module):
         gates = axes.unpatchify(gates, patch, height)
         offered = [] if pictures is None else [pictures[..., k, :, :, :channels] for k in range(pictures.shape[-4])]
         own, weights = gates[..., :1], gates[..., 1:]
-        if self.config.copies == "mix":
-            weights = jax.nn.softmax(jnp.concatenate([jnp.zeros_like(own), weights], axis=-1))
-            pixels, weights = weights[..., :1] * pixels, weights[..., 1:]
-        return pixels + own * frames + sum(weights[..., k, None] * picture for k, picture in enumerate(offered))
+        if self.config.copies == "add":
+            return pixels + own * frames + _weighted(weights, offered)
+        weights = jax.nn.softmax(jnp.concatenate([jnp.zeros_like(own), weights], axis=-1))
+        mix = _weighted(weights, [pixels, *offered])
+        level, variance = sigma[..., None, None, None], jnp.square(SPREAD * jnp.exp(own))
+        kept = (1 - level) * variance / (jnp.square(1 - level) * variance + jnp.square(level))
+        return mix + kept * (frames - (1 - level) * mix)
 
     def angles(self, positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Rotary angles `[f, s, e/2]` for frames at `positions` of `size` (height, width) pixels."""

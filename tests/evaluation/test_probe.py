@@ -105,7 +105,7 @@ def test_silent_messages_of_the_last_layer_leave_a_head_of_zeros(relay):
     def head_of_zeros(x):
         base = model.base
         temb, _ = base.modulation(jnp.where(known.mask, 0.0, SIGMA))
-        return base.decode(base.head(base.embed(x, known.mask) * 0, temb), x)
+        return base.decode(base.head(base.embed(x, known.mask) * 0, temb), x, jnp.where(known.mask, 0.0, SIGMA))
 
     np.testing.assert_allclose(
         silent, scored(np.asarray(PixelCodec().decode({}, head_of_zeros(x))), relay.grids), atol=ROUND_OFF

@@ -105,14 +105,14 @@ def test_fresh_model_ignores_hints_context_and_the_given_mark(tiny, clip):
     np.testing.assert_allclose(out, plain, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("copies", ["add", "mix"])
-def test_copies_are_those_of_the_formula(tiny, copies):
+@pytest.mark.parametrize(("copies", "sigma"), [("add", 0.4), ("mix", 0.4), ("mix", 0.0), ("mix", 1.0)])
+def test_copies_are_those_of_the_formula(tiny, copies, sigma):
     """A head's output is P x P x 3 pixels, then P x P gates: of the model's input, of the first picture, of the second."""
     side, patch, rng = 4, 2, np.random.default_rng(0)
     model = VideoDiT(tiny.config(hints=True, copies=copies), rngs=nnx.Rngs(0))
     frame, pictures = rng.normal(size=(side, side, 3)), rng.normal(size=(2, side, side, 4))
     out = rng.normal(size=(side // patch) ** 2 * patch**2 * 6).reshape(4, 24)
-    found = np.asarray(model.decode(*(jnp.float32(x) for x in (out, frame, pictures))))
+    found = np.asarray(model.decode(*(jnp.float32(x) for x in (out, frame, sigma, pictures))))
     for y, x in np.ndindex(side, side):
         token, place = out[y // patch * 2 + x // patch], y % patch * patch + x % patch
         own, gates = token[3 * place : 3 * place + 3], token[12 + 3 * place : 15 + 3 * place]
@@ -121,7 +121,10 @@ def test_copies_are_those_of_the_formula(tiny, copies):
             expected = own + gates[0] * frame[y, x] + gates[1] * offered[0] + gates[2] * offered[1]
         else:
             weights = np.exp([0, *gates[1:]]) / np.exp([0, *gates[1:]]).sum()
-            expected = gates[0] * frame[y, x] + weights @ np.stack([own, *offered])
+            mix, spread = weights @ np.stack([own, *offered]), 0.15 * np.exp(gates[0])
+            # the precisions of what is believed before and of what x says add up, and weigh the two
+            before, seen = spread**-2, (1 - sigma) ** 2 / max(sigma, 1e-12) ** 2
+            expected = (before * mix + seen * frame[y, x] / max(1 - sigma, 1e-12)) / (before + seen)
         np.testing.assert_allclose(found[y, x], expected, atol=1e-5)  # fp32 sums of six numbers near 1
 
 
