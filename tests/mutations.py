@@ -373,6 +373,12 @@ BREAKS = [
     ),
     Break(
         "models/video_dit.py",
+        "kept * (frames - (1 - level) * mix)",
+        "kept * (frames - mix)",
+        "models/test_video_dit.py::test_copies_are_those_of_the_formula[mix-0.4]",
+    ),
+    Break(
+        "models/video_dit.py",
         "sinusoid(1000.0 * sigma",
         "sinusoid(sigma",
         "checkpoints/test_wan.py::test_wan_and_video_dit_agree_with_one_sigma_an_example",
@@ -521,9 +527,15 @@ BREAKS = [
     ),
     Break(
         "diffusion/flow.py",
-        "jnp.minimum(1.0, most * jnp.square(per_cell(sigma)))",
-        "jnp.minimum(1.0, most * per_cell(sigma))",
+        "jnp.minimum(1.0, most * variance)",
+        "jnp.minimum(1.0, most * jnp.sqrt(variance))",
         FLOW + "loss_with_a_largest_weight_is_the_weighted_squared_error_of_x0[5.0-u]",
+    ),
+    Break(
+        "diffusion/flow.py",
+        "error * variance / huber**2",
+        "error / huber**2",
+        FLOW + "pseudo_huber_loss_is_its_formula_of_the_error_of_x0[0.1-5.0-x0]",
     ),
     Break(
         "diffusion/flow.py",
