@@ -5,7 +5,8 @@
 The enlarged frames are also pictures to copy from, with gates that begin at 1: so the network says what they lack. Training
 blurs what it is told with noise, (1 - level) frames + level eps with a level of its own for every example, so that the
 upsampler mends what a stage before it gets wrong and does not believe it to the pixel (Ho et al. 2021); sampling tells
-`sampled` of it.
+`sampled` of it. With `soft`, cells that are not given also lose their edges in half of the examples, as they do where a stage
+before was in doubt.
 """
 
 import dataclasses
@@ -72,6 +73,8 @@ class LowRes(Condition):
     """training draws the level of the noise from 0 to this"""
     sampled: float = 0.1
     """the level in sampling and evaluation"""
+    soft: float = 0.0
+    """training softens unknown cells by a Gaussian of up to so many pixels of the low resolution, in half of the examples"""
 
     kind = "low_res"
     axes = {"frames": "b v t", "level": "b"}  # noqa: RUF012
@@ -80,10 +83,10 @@ class LowRes(Condition):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (1 <= self.factor <= 64 and 0 <= self.sampled <= self.noise < 1):
+        if not (1 <= self.factor <= 64 and 0 <= self.sampled <= self.noise < 1 and 0 <= self.soft <= 64):
             raise UserError(
-                f"low_res: factor {self.factor}, noise {self.noise}, sampled {self.sampled}: give a factor from 1 to 64 and "
-                "levels 0 <= sampled <= noise < 1"
+                f"low_res: factor {self.factor}, noise {self.noise}, sampled {self.sampled}, soft {self.soft}: give a factor "
+                "from 1 to 64, levels 0 <= sampled <= noise < 1 and soft from 0 to 64"
             )
 
     def module(self, base: Any, rngs: nnx.Rngs) -> nnx.Module:
@@ -104,6 +107,12 @@ class LowRes(Condition):
             raise UserError(f"low_res is made of uint8 pixels, not of {scene.frames.dtype}: leave it out")
         small = box_means(scene.frames, self.factor)
         level = self.sampled if rng is None else rng.uniform(0, self.noise)
+        if rng is not None and self.soft and rng.random() < 0.5:
+            import cv2
+
+            deviation = self.soft * (1 - rng.random())  # above 0
+            for cell in np.argwhere(~given):
+                small[*cell] = cv2.GaussianBlur(small[*cell], (0, 0), deviation)
         rng = np.random.default_rng(scene.index) if rng is None else rng
         return self.blurred(small / np.float32(127.5) - 1, rng.standard_normal(small.shape, np.float32), level)
 

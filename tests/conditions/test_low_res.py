@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.ndimage import gaussian_filter
 
 from fourreal.conditions import Hints, LowRes
 from fourreal.conditions.condition import axes_of, complete, without
@@ -31,6 +32,29 @@ def test_example_is_the_box_mean_blurred_by_a_level_of_its_own():
     assert fixed.level == np.float32(0.1)
     np.testing.assert_array_equal(condition.example(Scene(FRAMES, 7), GIVEN, None).frames, fixed.frames)
     assert (condition.example(Scene(FRAMES, 8), GIVEN, None).frames != fixed.frames).any()
+
+
+def test_soft_blurs_unknown_cells_of_half_of_the_examples_by_a_gaussian():
+    condition, scene, given = LowRes(factor=2, noise=0.3, sampled=0.0, soft=2.0), Scene(FRAMES), GIVEN.copy()
+    given[1, 2] = True
+    sharp = condition.example(scene, given, None).frames
+    seen = []
+    for seed in range(200):
+        value = condition.example(scene, given, np.random.default_rng(seed))
+        level, rng = value.level, np.random.default_rng(seed)
+        rng.uniform(0, 0.3)
+        softened = rng.random() < 0.5
+        deviation = 2 * (1 - rng.random()) if softened else 0
+        means = (value.frames - level * rng.standard_normal(sharp.shape, np.float32)) / (1 - level)
+        np.testing.assert_allclose(means[1, 2], sharp[1, 2], atol=1e-6)  # fp32 of numbers up to 4
+        expected = np.stack(
+            [[gaussian_filter(cell, (deviation, deviation, 0), mode="mirror") for cell in view] for view in sharp]
+        )
+        expected[1, 2] = sharp[1, 2]
+        # OpenCV cuts its kernel where SciPy goes on to four deviations
+        np.testing.assert_allclose(means, expected, atol=0.05)
+        seen.append(softened)
+    assert 70 < sum(seen) < 130
 
 
 def test_a_callers_pixels_are_taken_as_they_are():
