@@ -21,9 +21,12 @@ CONFIG = dataclasses.replace(
     model=dataclasses.replace(
         LOW.model,
         patch=(1, 8, 8),
-        copies="add",  # the enlarged grid is one of the pictures, and the network says what it lacks
-        conditions=(Hints(moved=True, drop=0.3), LowRes(factor=4)),
+        conditions=(Hints(moved=True, drop=0.1), LowRes(factor=4, noise=0.4, soft=1.0)),  # a mix of these, too
     ),
-    data=dataclasses.replace(LOW.data, source=Records("data/render128"), views=4, times=4, sizes=(), batch_size=4),
-    steps=3000,
+    data=dataclasses.replace(
+        LOW.data, source=Records("data/render128"), sizes=((4, 4), (4, 4), (8, 2), (2, 8)), batch_size=2
+    ),
+    steps=700,
+    eval_every=350,
+    eval_grids=2,
 )

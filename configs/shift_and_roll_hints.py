@@ -17,6 +17,6 @@ CONFIG = dataclasses.replace(
     train=dataclasses.replace(
         PLAIN.train, name="shift_and_roll_hints", model=dataclasses.replace(PLAIN.train.model, conditions=(Hints(),))
     ),
-    arms=("sync-none", "sync-soft"),
+    arms=("sync-none", "sync-soft", "all-none", "all-soft"),
     seeds=(0,),
 )

@@ -50,7 +50,7 @@ class PipelineConfig:
     times: int = 4
     """times of a grid, and of a fixed-view video"""
     sizes: tuple[tuple[int, int], ...] = ()
-    """views and times of smaller grids that are cut as well, each as often as `views` x `times`; a step has one size"""
+    """views and times of the grids that are cut for training, one size a step, all equally often; none: `views` x `times`"""
     batch_size: int = 8
     """stored scenes that one step uses, over all processes"""
     seed: int = 0
@@ -204,7 +204,7 @@ class Batches:
         rng = _rng(config, _CUT, position)
         stored_views, stored_times, *_ = scenes.shape(place)
         kind = config.cuts.draw(_rng(config, _CUTS, step))
-        sizes = ((config.views, config.times), *config.sizes)
+        sizes = config.sizes or ((config.views, config.times),)
         wanted = sizes[int(_rng(config, _SIZE, step).integers(len(sizes)))]
         views = _axis(rng, stored_views, wanted[0], config.max_stride, config.reverse_views)
         times = _axis(rng, stored_times, wanted[1], config.max_stride)
