@@ -10,15 +10,14 @@ import pytest
 from flax import nnx
 
 import fourreal
-from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, weights_folder
-from fourreal.checkpoints.weights import fit_weights, flat_names, read_config, read_weights, save_weights
+from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
+from fourreal.checkpoints.weights import fit_weights, read_config, read_weights, save_weights
 from fourreal.conditions import Cameras, Hints
 from fourreal.errors import UserError
 from fourreal.models.build import split_model
 from fourreal.scene import Cameras as CameraValue
 from fourreal.serialize import to_json
-from fourreal.training.config import TrainConfig, load_config
-from fourreal.training.initialize import initial_params
+from fourreal.training.config import TrainConfig
 from fourreal.training.loop import run
 from fourreal.training.run_folder import Start
 
@@ -27,46 +26,6 @@ TINY = dict(np.load(FIXTURE / "tiny.npz"))
 CAMERAS = CameraValue(TINY["K"], TINY["c2w"])
 # other programs sum in another order: two layers, outputs up to 3
 TOLERANCE = 1e-5
-GRIDS = Path(fourreal.__file__).parent / "assets" / "grids"
-# name -> (bundled grid, given cells, whether the cameras are told, options of the call), as in the script
-CASES = {
-    "both": ("spearman", "view_and_time", False, {"steps": 4}),
-    "cameras": ("wizard", "fixed_view", True, {"steps": 3, "seed": 7}),
-    "guided": ("viking", "view_and_time", True, {"steps": 2, "guidance_scale": 1.5, "method": "heun", "seed": 1}),
-    "nothing": ("miner", "none", False, {"steps": 2, "seed": 2}),
-}
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return fourreal.load_pipeline("nano")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_nano_samples_the_same_grids_within_one_level_of_every_pixel(nano, case):
-    grid, kind, told, options = CASES[case]
-    stored = np.load(GRIDS / f"{grid}.npz")
-    given = np.zeros(stored["frames"].shape[:2], bool)
-    if kind != "none":
-        given[0, :] = True
-    if kind == "view_and_time":
-        given[:, 0] = True
-    known = np.where(given[..., None, None, None], stored["frames"], 0).astype(np.uint8)
-    found = nano(known, given, cameras=CameraValue(stored["K"], stored["c2w"]) if told else None, **options)
-    expected = np.load(FIXTURE / "nano.npz")[case]
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
-
-
-@pytest.mark.parametrize("name", ["nano", "nano_sync", "nano_cameras"])
-def test_todays_nano_configs_start_from_the_bundled_nano_which_saw_its_hints_in_every_example(name):
-    config = load_config(name)
-    assert config.model.conditions[0] == Hints(drop=0.3) and describe_checkpoint("nano").model.conditions[0] == Hints()
-    params, said = initial_params(ModelSpec(config.model, config.grid, 4, 4, (64, 64)), 0, "nano")
-    stored, found = read_weights(weights_folder("nano")), flat_names(params)
-    assert "fresh" not in said and ("not taken: base.conditions.cameras" in said) == (name != "nano_cameras")
-    for path, value in found.items():
-        np.testing.assert_array_equal(value, stored[path], err_msg=path)
 
 
 def load(folder: str) -> tuple[nnx.Module, ModelSpec]:
