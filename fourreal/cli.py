@@ -34,6 +34,11 @@ VERBS = {
         "compare fusions: fourreal ablate configs/shift_and_roll.py",
     ),
     "export": ("fourreal.sampling.export", "Export", "write a sampled grid for nerfstudio, D-NeRF or COLMAP"),
+    "convert wan": (
+        "fourreal.checkpoints.command",
+        "ConvertWan",
+        "make a base of a pretrained Wan transformer, or go back",
+    ),
     "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
     "cameras convert": ("fourreal.media.cameras_command", "Convert", "write a camera file in another form"),
     "cameras check": (

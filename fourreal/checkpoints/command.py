@@ -1,0 +1,49 @@
+"""The verb `convert wan`: pretrained transformers of Wan 2.1 and 2.2 as a base, and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fourreal.errors import FileInTheWay
+from fourreal.host.folders import check_creatable, whole_folder
+
+
+@dataclass(frozen=True)
+class ConvertWan:
+    """Makes a base for `train --init-from` of a Wan transformer, or with --export a diffusers folder of a checkpoint's base.
+
+    SOURCE is a folder of diffusers (a pipeline's or its transformer's) or of Wan's original files, of a text-to-video model: 2.1
+    of 1.3 B and 14 B, 2.2 of 5 B. With --export it is a checkpoint, a run's folder or a folder of weights.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """what is read"""
+    out: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    """folder to write"""
+    export: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """write diffusers' form"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """precision of what is written; none: that of the source"""
+    leave_out: tuple[str, ...] = ()
+    """names, with * for any letters, that may stay behind: tensors of the source that the other side has not"""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """replace the folder if it exists"""
+
+    def run(self) -> None:
+        """Writes the whole folder or nothing."""
+        from fourreal.checkpoints.wan_files import convert, export
+        from fourreal.checkpoints.weights import CONFIG
+
+        out = Path(self.out).expanduser()
+        check_creatable(out)
+        if out.exists() and not self.overwrite:
+            raise FileInTheWay(f"--out {out} exists; add --overwrite to replace it, or choose another name")
+        if out.exists() and not (out / CONFIG).is_file() and (not out.is_dir() or any(out.iterdir())):
+            raise FileInTheWay(f"--out {out} is no folder of weights and is not replaced; choose another name")
+        with whole_folder(out) as partial:
+            partial.mkdir()
+            make = export if self.export else convert
+            report = make(Path(self.source).expanduser(), partial, self.dtype, self.leave_out)
+        print(f"{report}\n{out}")
