@@ -14,8 +14,8 @@ from fourreal.host.folders import check_creatable, whole_folder
 class ConvertWan:
     """Makes a base for `train --init-from` of a Wan transformer, or with --export a diffusers folder of a checkpoint's base.
 
-    SOURCE is a folder of diffusers (a pipeline's or its transformer's) or of Wan's original files, of a text-to-video model: 2.1
-    of 1.3 B and 14 B, 2.2 of 5 B. With --export it is a checkpoint, a run's folder or a folder of weights.
+    SOURCE is a folder of diffusers (a pipeline's or its transformer's) or of Wan's original files; from text to video, so
+    2.1 of 1.3 B and 14 B, and 2.2 of 5 B. With --export it is a checkpoint, a run's folder or a folder of weights.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
