@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fourreal.errors import FileInTheWay
+from fourreal.errors import FileInTheWay, UserError
 from fourreal.host.folders import check_creatable, whole_folder
 
 
@@ -24,6 +24,8 @@ class ConvertWan:
     """folder to write"""
     export: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """write diffusers' form"""
+    lora: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """with --export: write the low-rank additions alone, as diffusers loads them; else they are merged"""
     dtype: Literal["float32", "bfloat16"] | None = None
     """precision of what is written; none: that of the source"""
     leave_out: tuple[str, ...] = ()
@@ -33,17 +35,23 @@ class ConvertWan:
 
     def run(self) -> None:
         """Writes the whole folder or nothing."""
-        from fourreal.checkpoints.wan_files import convert, export
+        from fourreal.checkpoints.wan_files import LORA, convert, export, export_lora
         from fourreal.checkpoints.weights import CONFIG
 
+        if self.lora and not self.export:
+            raise UserError("--lora says what --export writes: give both")
         out = Path(self.out).expanduser()
         check_creatable(out)
         if out.exists() and not self.overwrite:
             raise FileInTheWay(f"--out {out} exists; add --overwrite to replace it, or choose another name")
-        if out.exists() and not (out / CONFIG).is_file() and (not out.is_dir() or any(out.iterdir())):
+        ours = out.is_dir() and (not any(out.iterdir()) or any((out / name).is_file() for name in (CONFIG, LORA)))
+        if out.exists() and not ours:
             raise FileInTheWay(f"--out {out} is no folder of weights and is not replaced; choose another name")
         with whole_folder(out) as partial:
             partial.mkdir()
-            make = export if self.export else convert
-            report = make(Path(self.source).expanduser(), partial, self.dtype, self.leave_out)
+            source = Path(self.source).expanduser()
+            if self.lora:
+                report = f"low-rank additions of {export_lora(source, partial)} maps"
+            else:
+                report = (export if self.export else convert)(source, partial, self.dtype, self.leave_out)
         print(f"{report}\n{out}")

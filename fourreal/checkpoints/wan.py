@@ -108,6 +108,10 @@ def pieces(config: VideoDiTConfig) -> dict[str, Piece]:
         raise UserError(
             "Wan has text cross-attention, the config has none: list conditions.Text() (width 4096 as released)"
         )
+    if config.lora_rank:
+        raise UserError(
+            "Wan has no low-rank additions: convert without, and begin them with --init-from and --model.lora-rank"
+        )
     if config.prediction != "u":
         raise UserError(f"Wan predicts velocities, the config says '{config.prediction}': set prediction='u'")
     sizes, table = _sizes(config, text.width), dict(_OTHERS)

@@ -24,15 +24,17 @@ from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, weights_f
 from fourreal.checkpoints.streamed import Streamed, write_streamed
 from fourreal.checkpoints.upgrade import stored
 from fourreal.checkpoints.wan import check_names, check_shape, lacking, pieces, renamed_original
-from fourreal.checkpoints.weights import CONFIG, WEIGHTS, fit_weights, open_weights
+from fourreal.checkpoints.weights import CONFIG, WEIGHTS, StoredTensor, fit_weights, open_weights, write_tensors
 from fourreal.conditions import Text
 from fourreal.errors import MissingFile, UserError
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
+from fourreal.nn.low_rank import DOWN, UP
 from fourreal.serialize import to_json
 
 TRANSFORMER = "transformer"  # its folder in a pipeline's
 INDEX, SINGLE = "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"
+LORA = "pytorch_lora_weights.safetensors"
 BASE = "base."  # what the names of a base begin with in a folder of weights
 DTYPES = {
     "F32": np.dtype(np.float32),
@@ -233,19 +235,20 @@ def _left_out(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def export(checkpoint: str | Path, out: Path, dtype: str | None = None, leave_out: Sequence[str] = ()) -> Report:
-    """Writes the base of a checkpoint as diffusers' transformer folder to `out`, which is there.
+    """Writes the base of a checkpoint, low-rank additions merged, as diffusers' transformer folder to `out`, which is there.
 
     `dtype` is as in `convert`. Raises UserError for a base that is no Wan's, and, by name, for parameters that Wan has not,
     unless they are zero, so that they change nothing, or match a pattern of `leave_out`.
     """
     folder, spec = weights_folder(checkpoint), describe_checkpoint(checkpoint)
-    table = pieces(spec.model)
+    table = pieces(dataclasses.replace(spec.model, lora_rank=0))
     with open_weights(folder) as found:
-        others = {name: tensor for name, tensor in found.items() if name.removeprefix(BASE) not in table}
+        added = {name for name in found if name.endswith((DOWN, UP))}
+        others = {name for name in found if name.removeprefix(BASE) not in table} - added
         odd = _left_out(others, leave_out)
-        zeros = sorted(set(others) - set(odd))
+        zeros = sorted(others - set(odd))
         for name in zeros:
-            if np.any(others[name][...]):
+            if np.any(found[name][...]):
                 raise UserError(
                     f"{folder}: Wan has no {name}, and it is not zero: its base alone computes something else. Name it with "
                     "--leave-out if that is meant"
@@ -260,11 +263,44 @@ def export(checkpoint: str | Path, out: Path, dtype: str | None = None, leave_ou
                 tensors[name] = Streamed(
                     piece.shape,
                     DTYPES[dtype or tensor.slices.get_dtype()],
-                    lambda tensor=tensor, index=index, piece=piece: [piece.back(tensor[index])],
+                    lambda ours=ours, index=index, piece=piece: [piece.back(_merged(found, spec.model, ours, index))],
                 )
         write_streamed(out / SINGLE, tensors, {"format": "pt"})
     (out / CONFIG).write_text(json.dumps(diffusers_config(spec.model), indent=2) + "\n")
     return Report(len(tensors), tuple(odd), tuple(zeros))
+
+
+def _merged(found: Mapping[str, StoredTensor], config: VideoDiTConfig, ours: str, index: Any) -> np.ndarray:
+    """A parameter (of a layer, if it is stacked) with its low-rank addition in it, if it has one."""
+    array, map_ = found[BASE + ours][index], BASE + ours.removesuffix("kernel")
+    if not ours.endswith(".kernel") or map_ + DOWN not in found:
+        return array
+    return array + config.lora_scale * found[map_ + DOWN][index] @ found[map_ + UP][index]
+
+
+def export_lora(checkpoint: str | Path, out: Path) -> int:
+    """Writes the low-rank additions of a checkpoint's base to `out`, which is there, as diffusers' pipelines load them.
+
+    A is our D turned, B our U turned and scaled, so that their own scale is 1. Returns how many maps have one; raises UserError
+    for a checkpoint without any.
+    """
+    folder, spec = weights_folder(checkpoint), describe_checkpoint(checkpoint)
+    table, tensors = pieces(dataclasses.replace(spec.model, lora_rank=0)), {}
+    with open_weights(folder) as found:
+        for ours, piece in table.items():
+            map_ = BASE + ours.removesuffix("kernel")
+            if not ours.endswith(".kernel") or map_ + DOWN not in found:
+                continue
+            for layer, name in enumerate(piece.theirs):
+                map_there = f"{TRANSFORMER}.{name.removesuffix('.weight')}"
+                tensors[f"{map_there}.lora_A.weight"] = np.ascontiguousarray(found[map_ + DOWN][layer].T)
+                tensors[f"{map_there}.lora_B.weight"] = np.ascontiguousarray(
+                    spec.model.lora_scale * found[map_ + UP][layer].T
+                )
+    if not tensors:
+        raise UserError(f"{folder} has no low-rank additions: train some with --model.lora-rank 16 --trains lora")
+    write_tensors(out / LORA, tensors, {"format": "pt"})
+    return len(tensors) // 2
 
 
 def diffusers_config(config: VideoDiTConfig) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from fourreal.nn.cpu import dot
 from fourreal.nn.embedding import sinusoid
 from fourreal.nn.kernels import XLA, Kernel
 from fourreal.nn.linear import linear
+from fourreal.nn.low_rank import add_low_rank
 from fourreal.nn.norms import modulate
 from fourreal.nn.rotary import rotary_angles
 from fourreal.nn.stack import keep_rounded, stack
@@ -106,6 +107,12 @@ class VideoDiTConfig:
     alone) or offload (that, in the host's memory)"""
     kept: Precision = "float32"
     """precision of the layers' inputs that remat full keeps; bfloat16 halves them and rounds what gradients start from"""
+    lora_rank: int = 0
+    """rank of what LoRA adds to the blocks' `lora_maps` (Hu et al. 2021); 0: nothing"""
+    lora_alpha: float | None = None
+    """it is added times this / rank; none: times 1"""
+    lora_maps: tuple[str, ...] = ("attention.*",)
+    """paths of linear maps in a block, with * for any letters: attention.query, mlp.in_, cross.text.value and so on"""
     unroll: bool = False
     """write the layers out one by one, not as a loop: faster on CPUs, compiles longer, keeps more memory"""
 
@@ -132,6 +139,13 @@ class VideoDiTConfig:
         ):
             if getattr(self, name) not in get_args(choices):
                 raise UserError(f"{name} '{getattr(self, name)}': expected one of {', '.join(get_args(choices))}")
+        if not 0 <= self.lora_rank <= self.width or (self.lora_alpha is not None and self.lora_alpha <= 0):
+            raise UserError(
+                f"lora_rank {self.lora_rank}, lora_alpha {self.lora_alpha}: give a rank from 0 to the width, {self.width}, and "
+                "an alpha above 0"
+            )
+        if self.lora_rank and not self.lora_maps:
+            raise UserError(f"lora_rank is {self.lora_rank} and lora_maps empty: name maps, or give rank 0")
         if self.kept != "float32" and self.remat != "full":
             raise UserError(
                 f"kept {self.kept} with remat {self.remat}: layers' inputs alone are rounded; give remat full"
@@ -140,6 +154,11 @@ class VideoDiTConfig:
     def with_remat(self, remat: Remat) -> "VideoDiTConfig":
         """The same model that keeps something else for backward."""
         return dataclasses.replace(self, remat=remat, kept=self.kept if remat == "full" else "float32")
+
+    @property
+    def lora_scale(self) -> float:
+        """What low-rank additions are multiplied by."""
+        return (self.lora_rank if self.lora_alpha is None else self.lora_alpha) / max(self.lora_rank, 1)
 
     @property
     def head_size(self) -> int:
@@ -227,11 +246,14 @@ class VideoDiT(nnx.Module):
         self.time_embed = TimeEmbed(config, rngs=rngs)
         self.time_projection = linear(width, 6 * width, dtype=jnp.float32, rngs=rngs, init=small)
         cross = tuple(condition.name for condition in config.conditions if condition.cross)
-        self.blocks = stack(
-            lambda keys: Block(width, config.heads, config.mlp_width, cross=cross, dtype=dtype, rngs=keys),
-            config.depth,
-            rngs,
-        )
+
+        def block(rngs: nnx.Rngs) -> Block:
+            made = Block(width, config.heads, config.mlp_width, cross=cross, dtype=dtype, rngs=rngs)
+            if config.lora_rank:
+                add_low_rank(made, config.lora_maps, config.lora_rank, config.lora_scale, rngs=rngs)
+            return made
+
+        self.blocks = stack(block, config.depth, rngs)
         self.head = Head(config, rngs=rngs)
         self.context = ContextTable(width)
         self.given = GivenVector(width)

@@ -8,6 +8,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from fourreal.nn.low_rank import DOWN
+
 T = TypeVar("T")
 
 
@@ -39,6 +41,12 @@ def pairs_apart(module: T, heads: int) -> T:
     """A map to queries or keys, or their norm, with a head's even outputs first, then its odd ones.
 
     Their products stay, and `rotate` reads whole vectors instead of every other number: a step of Wan's 1.3B, planned for a
-    v5e, moves 1.32 instead of 1.59 TiB through a chip's memory.
+    v5e, moves 1.32 instead of 1.59 TiB through a chip's memory. What a low-rank addition reads with has no outputs and stays.
     """
-    return jax.tree.map(lambda leaf: rearrange(leaf, "... (h half pair) -> ... (h pair half)", h=heads, pair=2), module)
+
+    def apart(path: tuple, leaf: jax.Array) -> jax.Array:
+        if DOWN in jax.tree_util.keystr(path):
+            return leaf
+        return rearrange(leaf, "... (h half pair) -> ... (h pair half)", h=heads, pair=2)
+
+    return jax.tree_util.tree_map_with_path(apart, module)

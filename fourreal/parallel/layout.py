@@ -34,7 +34,7 @@ class Claim(NamedTuple):
     spec: P
     """the mesh axes that cut it"""
     group: str
-    """what it trains with: base, attention, sync, conditions"""
+    """what it trains with: base, attention, lora, sync, conditions"""
     dtype: Any = jnp.float32
     """what its module computes with, in which it is held where it does not train"""
 
@@ -69,8 +69,9 @@ def parameter_table(model: nnx.Module) -> Table:
 
 def matmul_dtypes(module: nnx.Module, path: str = "") -> dict[str, Any]:
     """What the linear maps in a module compute with, by their parameters' paths: these see their parameters in no other."""
-    if type(module) is nnx.Linear:
-        return {f"{path}{name}": jnp.dtype(module.dtype or jnp.float32) for name in ("kernel", "bias")}
+    if isinstance(module, nnx.Linear):
+        names = ("kernel", "bias", *getattr(type(module), "layout", ()))
+        return {f"{path}{name}": jnp.dtype(module.dtype or jnp.float32) for name in names}
     children = ((name, child) for name, child in vars(module).items() if isinstance(child, nnx.Module))
     return {at: dtype for name, child in children for at, dtype in matmul_dtypes(child, f"{path}{name}.").items()}
 

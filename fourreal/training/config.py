@@ -31,6 +31,7 @@ from fourreal.training.optimizer import OptimConfig
 
 Config = TypeVar("Config")
 T = TypeVar("T")
+ON_CLIPS = ("all", "attention", "lora")  # what of a base trains
 STORED = "config.json"  # of a run, in its folder
 # Where a bare name is looked for: the working directory, the installed package, and the repository that holds it.
 FOLDERS = (Path("configs"), Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -60,9 +61,9 @@ class TrainConfig:
     """devices along each axis"""
     attention: AttentionConfig = AttentionConfig()
     """kernel of the attention"""
-    trains: Literal["all", "attention", "sync", "sync_and_conditions"] = "all"
+    trains: Literal["all", "attention", "lora", "sync", "sync_and_conditions"] = "all"
     """which parameters train: all; only the sync layers with their projection of sigma; these and what conditions the base
-    (given vector, context, maps of hints and cameras, copy gates); or the self-attention with all of those"""
+    (given vector, context, maps of hints and cameras, copy gates); or, with all of those, the self-attention or model.lora_*"""
     steps: int = 1000
     """training steps, one batch each; the learning rate decays over all of them"""
     seed: int = 0
@@ -126,9 +127,13 @@ class TrainConfig:
                 f"loss.gap is {self.loss.gap} with grid.fusion {self.grid.fusion}: it is the distance of two streams, "
                 "give 0 or a fusion of two"
             )
+        if self.trains == "lora" and not self.model.lora_rank:
+            raise UserError("trains is 'lora' and the model has none: give model.lora_rank, 16 for example")
         if isinstance(self.grid.make_fusion(), Base):
-            if self.trains != "all":
-                raise UserError(f"trains is '{self.trains}' with grid.fusion base: the base on clips trains 'all'")
+            if self.trains not in ON_CLIPS:
+                raise UserError(
+                    f"trains is '{self.trains}' with grid.fusion base: on clips train one of {', '.join(ON_CLIPS)}"
+                )
             if self.data.cuts.grid:
                 raise UserError("grid.fusion is base, which takes clips: set data.cuts.grid 0 and weights of the clips")
 

@@ -15,11 +15,14 @@ from fourreal.models.build import Params, fresh_params, model_table, split_model
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.parallel import layout
 
-OWN = {"sync", "conditions"}  # groups of parameters that not every model has, or not the same
+OWN = {"lora", "sync", "conditions"}  # groups of parameters that not every model has, or not the same
 FREE = (
     "conditions",
     "depth",
     "dtype",
+    "lora_rank",
+    "lora_alpha",
+    "lora_maps",
     "remat",
     "unroll",
 )  # of a base: may differ, or the shapes show it

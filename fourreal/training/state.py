@@ -24,6 +24,7 @@ State = dict[str, Any]
 TRAINED = {
     "all": None,
     "attention": {"attention", "sync", "conditions"},
+    "lora": {"lora", "sync", "conditions"},
     "sync": {"sync"},
     "sync_and_conditions": {"sync", "conditions"},
 }

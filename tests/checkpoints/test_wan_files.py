@@ -20,9 +20,10 @@ from fourreal import cli
 from fourreal.checkpoints.specs import describe_checkpoint
 from fourreal.checkpoints.streamed import Streamed, write_streamed
 from fourreal.checkpoints.wan_files import base_config, load_base
-from fourreal.checkpoints.weights import read_weights
+from fourreal.checkpoints.weights import read_weights, save_weights
 from fourreal.conditions import Text
 from fourreal.models import GridDiTConfig, VideoDiT
+from fourreal.serialize import to_json
 from fourreal.training.initialize import initial_params
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "wan_tiny.safetensors"
@@ -269,6 +270,46 @@ def test_what_the_other_side_has_not_stays_behind_only_if_it_is_named(state, sou
     line = refusal(capsys, tmp_path, tmp_path / "base", "--export")
     assert "Wan has no base.given.vector, and it is not zero" in line
     assert convert(tmp_path / "base", "--export", "--out", tmp_path / "back", "--leave-out", "base.given.*") == 0
+
+
+def test_low_rank_additions_are_merged_or_written_as_diffusers_loads_them(wan, source, tmp_path):
+    """B A is what the merged kernels have beyond the base's, and the merged base computes what the two together compute."""
+    assert convert(source, "--out", tmp_path / "base") == 0
+    spec = describe_checkpoint(tmp_path / "base")
+    model = dataclasses.replace(spec.model, lora_rank=2, lora_alpha=3.0, lora_maps=("attention.*", "mlp.out"))
+    spec = dataclasses.replace(spec, model=model)
+    params, said = initial_params(spec, 0, tmp_path / "base")
+    assert "fresh: base.blocks" in said
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) if np.any(leaf) else 0.1 * rng.normal(size=leaf.shape), params)
+    for name in ("context", "given"):
+        params["base"][name] = jax.tree.map(np.zeros_like, params["base"][name])
+    save_weights(tmp_path / "tuned", params, to_json(spec), dtype="float32")
+    assert convert(tmp_path / "tuned", "--export", "--out", tmp_path / "merged") == 0
+    assert convert(tmp_path / "merged", "--out", tmp_path / "again") == 0
+    clip, text = jnp.asarray(rearrange(wan["clip"], "b c f h w -> b f h w c")), wan["text"]
+    with jax.default_matmul_precision("highest"):
+        together, merged, base = (
+            as_fp32(load_base(tmp_path / name))(clip, wan["sigma_b"], None, {"context": None, "text": text})
+            for name in ("tuned", "again", "base")
+        )
+    assert np.abs(together - base).max() > 0.01
+    np.testing.assert_allclose(merged, together, atol=1e-5)  # fp32 sums in another order
+
+    assert convert(tmp_path / "tuned", "--export", "--lora", "--out", tmp_path / "lora") == 0
+    added = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    whole, plain = (load_file(folder / SINGLE) for folder in (tmp_path / "merged", source / "transformer"))
+    assert len(added) == 2 * 2 * 5
+    for name in ("blocks.1.attn1.to_q", "blocks.0.attn1.to_out.0", "blocks.0.ffn.net.2"):
+        down, up = (added[f"transformer.{name}.lora_{part}.weight"] for part in "AB")
+        assert down.shape == (2, plain[f"{name}.weight"].shape[1])
+        np.testing.assert_allclose(whole[f"{name}.weight"] - plain[f"{name}.weight"], up @ down, atol=1e-6)
+
+
+def test_low_rank_additions_that_are_not_there_are_refused(source, tmp_path, capsys):
+    assert convert(source, "--out", tmp_path / "base") == 0
+    assert "has no low-rank additions" in refusal(capsys, tmp_path, tmp_path / "base", "--export", "--lora")
+    assert "--lora says what --export writes" in refusal(capsys, tmp_path, tmp_path / "base", "--lora")
 
 
 def test_memory_holds_a_tensor_of_a_layer_and_not_the_stack(tmp_path):

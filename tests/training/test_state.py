@@ -1,4 +1,4 @@
-"""What trains: exactly these parameters for `all`, `attention`, `sync` and `sync_and_conditions`."""
+"""What trains: exactly these parameters for each of its values."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ GRID = GridDiTConfig("soft", "zero", "mean")
 @pytest.fixture
 def model(tiny):
     """A base that is told everything there is."""
-    return tiny.config(hints=True, cameras=True, text_width=10)
+    return tiny.config(hints=True, cameras=True, text_width=10, lora_rank=2)
 
 
 @pytest.fixture
@@ -59,6 +59,11 @@ CONDITIONS = {
     "base.head.copy_gate.bias",
 }
 ATTENTION = attention("base.blocks.attention")
+LORA = {
+    f"base.blocks.attention.{name}.{part}"
+    for name in ("query", "key", "value", "out")
+    for part in ("lora_down", "lora_up")
+}
 BASE = {
     *below("base", "patch_embed", "time_embed.in_", "time_embed.out", "time_projection", "head.out"),
     *below("base.blocks", "mlp.in_", "mlp.out"),
@@ -70,8 +75,9 @@ BASE = {
     "base.head.modulation",
 }
 LISTED = {
-    "all": SYNC | CONDITIONS | ATTENTION | BASE,
+    "all": SYNC | CONDITIONS | ATTENTION | LORA | BASE,
     "attention": SYNC | CONDITIONS | ATTENTION,
+    "lora": SYNC | CONDITIONS | LORA,
     "sync": SYNC,
     "sync_and_conditions": SYNC | CONDITIONS,
 }
