@@ -55,6 +55,9 @@ class LossConfig:
     huber: float | None = None
     """c of the pseudo-Huber form 2 c^2 (sqrt(1 + e^2 / c^2) - 1) of an error e of x0, pixels in [-1, 1]: square below c,
     straight above, so one large error counts less than many small ones and edges blur less; none: e^2"""
+    lpips: float = 0.0
+    """weight of LPIPS (AlexNet) between the answer and the truth, mean over unknown cells: for upsamplers of pixels, which are
+    asked for pictures that look right; with the extra `eval`"""
     heads: float = 0.0
     """weight of the mean loss of the streams' own heads, beside the loss of the readout"""
     gap: float = 0.0
@@ -69,7 +72,7 @@ class LossConfig:
             raise UserError(f"loss.huber is {self.huber}: give a number above 0, or none")
         if self.gap_weight not in ("even", "depth", "clean"):
             raise UserError(f"loss.gap_weight is '{self.gap_weight}': expected even, depth or clean")
-        for name in ("heads", "gap"):
+        for name in ("heads", "gap", "lpips"):
             if getattr(self, name) < 0:
                 raise UserError(f"loss.{name} is {getattr(self, name)}: give 0 or more")
 

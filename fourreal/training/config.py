@@ -127,6 +127,10 @@ class TrainConfig:
                 f"loss.gap is {self.loss.gap} with grid.fusion {self.grid.fusion}: it is the distance of two streams, "
                 "give 0 or a fusion of two"
             )
+        if self.loss.lpips and self.codec != PixelCodec():
+            raise UserError(
+                f"loss.lpips is {self.loss.lpips} and the codec {self.codec.kind}: LPIPS looks at pixels, give 0"
+            )
         if self.trains == "lora" and not self.model.lora_rank:
             raise UserError("trains is 'lora' and the model has none: give model.lora_rank, 16 for example")
         if isinstance(self.grid.make_fusion(), Base):

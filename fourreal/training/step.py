@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
 
 from fourreal.codecs import to_latents
 from fourreal.conditions.condition import axes_of, complete, drop_examples
@@ -20,6 +22,7 @@ from fourreal.diffusion import flow
 from fourreal.diffusion.denoiser import Denoiser
 from fourreal.diffusion.noise import normals
 from fourreal.grid import Known, cell_sigma, shown
+from fourreal.metrics.lpips import distance, read_weights
 from fourreal.models.build import Params, model_table
 from fourreal.models.fusions import Fusion, Probe
 from fourreal.parallel.activations import place, split_examples
@@ -87,9 +90,15 @@ def batch_loss(
     left_out = known.mask if known.exists is None else known.mask | ~known.exists
 
     def of(output: jax.Array, x: jax.Array, level: jax.Array) -> jax.Array:
-        return flow.flow_loss(
+        total = flow.flow_loss(
             output, x, x0, eps, level, left_out, denoiser.prediction, known.valid, loss.most, loss.huber
         )
+        if loss.lpips:
+            answer = flow.clean(output, x, level, denoiser.prediction)
+            total += loss.lpips * mean_lpips(
+                answer if recorded is None else jnp.where(recorded, answer, x0), x0, left_out
+            )
+        return total
 
     if not loss.heads and not loss.gap:
         return of(*denoiser.output(params, x, sigma, known, conditions))
@@ -104,6 +113,16 @@ def batch_loss(
         depth = (jnp.arange(layers) + 1) / layers if loss.gap_weight == "depth" else jnp.ones(layers)
         total += loss.gap * jnp.mean(depth[:, None] * heads.observed, axis=0)
     return total
+
+
+def mean_lpips(
+    answer: Float[Array, "b v t h w 3"], truth: Float[Array, "b v t h w 3"], left_out: Bool[Array, "b v t"]
+) -> Float[Array, "b"]:
+    """LPIPS by AlexNet, mean over each example's cells that are not left out; 0 for an example that has none."""
+    frames = (rearrange(x, "b v t h w c -> (b v t) h w c") for x in (answer, truth))
+    found = distance("alex", read_weights("alex"), *frames).reshape(left_out.shape)
+    weight = jnp.where(left_out, 0.0, 1.0)
+    return jnp.sum(weight * found, axis=(1, 2)) / jnp.maximum(jnp.sum(weight, axis=(1, 2)), 1.0)
 
 
 def recorded_pixels(examples: dict[str, Any]) -> jax.Array | None:

@@ -17,14 +17,16 @@ from fourreal.diffusion import flow
 from fourreal.diffusion.denoiser import Denoiser, make_denoiser
 from fourreal.geometry import pinhole as cameras
 from fourreal.grid import Known, to_unit
+from fourreal.metrics.lpips import make_lpips
 from fourreal.models import GridDiTConfig
 from fourreal.models.build import make_forward, split_model
 from fourreal.models.fusions import Probe
 from fourreal.scene import Cameras
+from fourreal.training import step as module
 from fourreal.training.config import TrainConfig
 from fourreal.training.optimizer import OptimConfig, make_optimizer
 from fourreal.training.state import fresh_state
-from fourreal.training.step import batch_loss, example_keys, make_train_step
+from fourreal.training.step import batch_loss, example_keys, make_train_step, mean_lpips
 
 VIEWS, TIMES, BATCH = 2, 3, 2
 GRID = GridDiTConfig("soft", "zero", "mean")
@@ -257,6 +259,29 @@ def test_loss_of_the_heads_is_the_mean_of_each_streams_own_beside_that_of_the_re
     assert not np.allclose(own[0], own[1], rtol=0.01) and (readout < np.mean(own, axis=0)).all()
     found = parts["loss"](flow.LossConfig(most=most, heads=0.5))
     np.testing.assert_allclose(found, readout + 0.5 * np.mean(own, axis=0), rtol=1e-4)
+
+
+def test_lpips_of_a_batch_is_the_mean_over_unknown_cells_and_has_a_gradient():
+    rng = np.random.default_rng(0)
+    answer, truth = rng.integers(0, 256, (2, 2, 2, 3, 32, 32, 3), np.uint8)
+    left_out = np.zeros((2, 2, 3), bool)
+    left_out[0, 0] = left_out[1] = True
+    each = make_lpips("alex")(answer[0, 1], truth[0, 1])
+    unit = [np.float32(x) / np.float32(127.5) - 1 for x in (answer, truth)]
+    np.testing.assert_allclose(mean_lpips(*unit, left_out), [each.mean(), 0], rtol=1e-5)
+    slope = jax.grad(lambda x: mean_lpips(x, unit[1], left_out).sum())(unit[0])
+    assert np.isfinite(slope).all() and np.any(slope[0, 1]) and not np.any(slope[left_out])
+
+
+def test_lpips_is_added_with_its_weight(parts, monkeypatch):
+    """Of an answer; its own network has a test of its own, and needs larger frames than these."""
+    monkeypatch.setattr(module, "distance", lambda network, weights, x, y: jnp.abs(x - y).sum(axis=(1, 2, 3)))
+    output = sum(parts["heads"].values()) / 2
+    far = np.abs(output - parts["x0"]).sum(axis=(3, 4, 5))
+    expected = head_loss(parts, output, None) + 0.1 * np.array(
+        [far[b][~parts["given"][b]].mean() for b in range(BATCH)]
+    )
+    np.testing.assert_allclose(parts["loss"](flow.LossConfig(lpips=0.1)), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["even", "depth", "clean"])
