@@ -39,11 +39,13 @@ class ModelSpec:
     """shift of the noise levels, see `fourreal.diffusion.flow`"""
     codec: Codec = PixelCodec()
     """between pixels and what the model works on"""
+    steps: int = 4
+    """denoising steps by default"""
 
     def __post_init__(self):
         check_shape(self, self.views, self.times, self.size)
-        if not 0 < self.shift < math.inf:
-            raise UserError(f"shift is {self.shift}: give a number above 0")
+        if not 0 < self.shift < math.inf or self.steps < 1:
+            raise UserError(f"shift is {self.shift}, steps {self.steps}: give a shift above 0 and at least 1 step")
 
 
 def check_shape(spec: ModelSpec, views: int, times: int, size: tuple[int, int]) -> None:

@@ -12,6 +12,7 @@ from fourreal.errors import FileInTheWay, UserError
 from fourreal.host.folders import check_creatable
 
 PATH = tyro.conf.arg(metavar="PATH")
+OWN = "own"
 MAX_COUNT = 1000  # of grids, steps, seeds and samples
 
 
@@ -36,8 +37,9 @@ class Evaluate:
     """how many grids, from the first on; all by default"""
     given: Literal["view_and_time", "fixed_view", "freeze_time", "one_cell"] = "view_and_time"
     """which cells are given: view 0 and time 0, view 0 alone, time 0 alone, or cell (0, 0) alone"""
-    steps: tuple[int, ...] = (4,)
-    """denoising steps; the first is the one that is sampled with several seeds, the others make rows of their own"""
+    steps: tuple[int | Literal["own"], ...] = ("own",)
+    """denoising steps of every stage; own: as many as each names. The first is sampled with several seeds, the others make rows
+    of their own"""
     seeds: int = 4
     """seeds over which the samples' mean and deviation are taken"""
     samples: int = 8
@@ -115,10 +117,12 @@ class Evaluate:
             for grid in grids:
                 others.read_prediction(folder, grid)  # now, not after sampling
         pipes = {name: load_pipeline(path) for name, path in names.items()}
-        protocol = Protocol(self.steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
+        steps = tuple(None if steps == OWN else steps for steps in self.steps)
+        protocol = Protocol(steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
         settings = asdict(protocol) | {
             "generator": _generator(),
             "checkpoints": {name: pipe.weights_hash for name, pipe in pipes.items()},
+            "own_steps": {name: pipe.steps for name, pipe in pipes.items()},
             "data": str(data) if data else "bundled",
             "split": self.split if data else "bundled",
             "grids": len(grids),
@@ -150,7 +154,7 @@ class Evaluate:
             probed[name] = probe_pipeline(pipe, grids[: protocol.control_grids])
         distances = []
         if i3d is not None:
-            methods = compared_methods(pipes, self.steps[0], readers)
+            methods = compared_methods(pipes, protocol.steps[0], readers)
             with tqdm(total=len(grids) * (1 + len(methods)), unit="grid of clips", dynamic_ncols=True) as bar:
                 kept = KeptFeatures(partial / FEATURES, i3d)
                 distances = clip_distances(methods, grids, kept, lambda: bar.update())
@@ -170,7 +174,7 @@ class Evaluate:
         if not self.checkpoint or not self.steps:
             raise UserError("--checkpoint and --steps need at least one value each")
         for name, values in (
-            ("steps", self.steps),
+            ("steps", [steps for steps in self.steps if steps != OWN]),
             ("seeds", (self.seeds,)),
             ("samples", (self.samples,)),
             ("control-grids", (self.control_grids,)),

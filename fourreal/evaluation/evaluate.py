@@ -54,7 +54,7 @@ Rows = dict[str, list[Score]]  # row -> a score for each seed
 class Protocol:
     """What is sampled."""
 
-    steps: tuple[int, ...]
+    steps: tuple[int | None, ...]
     seeds: int
     samples: int
     control_grids: int
@@ -145,7 +145,7 @@ def grids_hash(grids: Sequence[EvaluationGrid]) -> str:
 
 
 def sample(
-    pipe: Pipeline, grid: EvaluationGrid, steps: int, seed: int = 0, *, told: bool = True
+    pipe: Pipeline, grid: EvaluationGrid, steps: int | None, seed: int = 0, *, told: bool = True
 ) -> UInt8[np.ndarray, "v t h w 3"]:
     """The one place where a checkpoint is asked for a grid; `told`: with the cameras, if it takes them."""
     cameras = grid.cameras if told and pipe.cameras_taken else None
@@ -213,9 +213,9 @@ def checkpoint_rows(
     return rows
 
 
-def steps_row(steps: int) -> str:
-    """The name of the row of samples at a number of steps."""
-    return f"{steps} step{'s' * (steps > 1)}"
+def steps_row(steps: int | None) -> str:
+    """The name of the row of samples at a number of steps; None: as many as the checkpoint names."""
+    return "own steps" if steps is None else f"{steps} step{'s' * (steps > 1)}"
 
 
 def evaluate(

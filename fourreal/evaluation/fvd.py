@@ -83,7 +83,9 @@ def unknown_clips(
     return {form: clips for form, clips in found.items() if clips.shape[0] and clips.shape[1] > 1}
 
 
-def compared_methods(pipes: Mapping[str, Pipeline], steps: int, predictions: Mapping[str, Method]) -> dict[str, Method]:
+def compared_methods(
+    pipes: Mapping[str, Pipeline], steps: int | None, predictions: Mapping[str, Method]
+) -> dict[str, Method]:
     """By row: the copies, the samples of every checkpoint with seed 0 and their 1 step, and other systems' predictions."""
     methods: dict[str, Method] = {
         name: lambda grid, copy=BASELINES[name]: copy(grid.known, grid.given) for name in COPIES

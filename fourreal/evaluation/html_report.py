@@ -207,7 +207,7 @@ def _ranking(table: Table, row: Row) -> list[int]:
     return sorted(range(len(scores)), key=lambda index: (scores[index], index))
 
 
-def _pictures(title: str, grid: EvaluationGrid, pipes: Mapping[str, Pipeline], steps: int) -> str:
+def _pictures(title: str, grid: EvaluationGrid, pipes: Mapping[str, Pipeline], steps: int | None) -> str:
     shown = {name: sample(pipe, grid, steps) for name, pipe in pipes.items()}
     shown = {"truth": grid.truth, **shown} | {name: BASELINES[name](grid.known, grid.given) for name in COPIES}
     figures = [_figure("given", grid.truth, grid.given), *(_figure(name, frames) for name, frames in shown.items())]

@@ -51,6 +51,11 @@ class Cascade:
         return "+".join(stage.weights_hash for stage in self.stages)
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """Denoising steps by default, of every stage."""
+        return tuple(stage.config.steps for stage in self.stages)
+
+    @property
     def mesh(self):
         """The devices."""
         return self.stages[-1].mesh

@@ -19,7 +19,6 @@ from fourreal.diffusion.samplers import Euler, Sampler
 from fourreal.errors import UserError
 from fourreal.options import read_options
 from fourreal.parallel.mesh import MeshConfig
-from fourreal.sampling.pipeline import STEPS
 from fourreal.serialize import to_json
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ class Sampling:
     """times of the grid"""
     size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None
     """of a frame in pixels; multiples of the model's patch"""
-    steps: int = STEPS
-    """denoising steps"""
+    steps: int | None = None
+    """denoising steps of every stage; none: as many as the checkpoint names for each"""
     guidance_scale: float = 1.0
     """classifier-free guidance over the given cells; 1 is none, and half the work"""
     method: Sampler = Euler()
@@ -155,7 +154,7 @@ class Sample:
         from fourreal.sampling.results import check_destination
 
         sampling, seeds = self.sampling, self.sampling.chosen()
-        if not 1 <= sampling.steps <= MOST_STEPS:
+        if sampling.steps is not None and not 1 <= sampling.steps <= MOST_STEPS:
             raise UserError(f"--steps {sampling.steps}: give 1 to {MOST_STEPS} steps")
         if not 0 <= sampling.guidance_scale < math.inf:
             raise UserError(f"--guidance-scale {sampling.guidance_scale}: give 0 or more; 1 is no guidance")
@@ -257,6 +256,7 @@ class Sample:
         name = self.inputs.checkpoint if self.inputs.stage is None else self.stage_folders()[-1]
         pipe = load_pipeline(name, None if self.mesh == MeshConfig() else self.mesh)
         loaded = time.perf_counter() - start
+        steps = " + ".join(str(sampling.steps or steps) for steps in pipe.steps)
         for seed, out in folders.items():
             start = time.perf_counter()
             sampled = pipe(
@@ -290,7 +290,7 @@ class Sample:
             )
             index = write_result(out, result, overwrite=self.output.overwrite)
             compiled = " (compilation included)" if seed == next(iter(folders)) else ""
-            print(f"sampled {sampling.steps} steps in {took:.1f} s, seed {seed}{compiled}")
+            print(f"sampled {steps} steps in {took:.1f} s, seed {seed}{compiled}")
             if table := scores(result):
                 print(score_table(table, int((~inputs.given).sum())))
             print(f"open {index}")

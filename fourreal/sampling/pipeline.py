@@ -29,8 +29,6 @@ from fourreal.parallel import layout
 from fourreal.parallel.mesh import count_slices, fit_mesh, make_mesh
 from fourreal.scene import Cameras
 
-STEPS = 4  # by default: the bundled model scores best there
-
 
 class GridPipeline:
     """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count.
@@ -65,6 +63,11 @@ class GridPipeline:
         static = ("sampler", "steps", "branches")
         self._sample = jax.jit(self._sample_unjitted, static_argnames=static, out_shardings=whole)
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Denoising steps by default."""
+        return (self.config.steps,)
+
     def __call__(
         self,
         frames: UInt8[np.ndarray, "v t h w 3"],
@@ -87,7 +90,7 @@ class GridPipeline:
             text: features [l k] of a prompt, for models with text.
             cameras: one a view, K [v 3 3] in pixels of `frames` and c2w [v 4 4], for models with cameras.
             conditions: further ones, or these, by name.
-            steps: denoising steps, 4 by default.
+            steps: denoising steps; by default those that the checkpoint names.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
             method: euler; heun, which evaluates the model twice a step; unipc, of order 2; or a sampler.
             seed: of the noise; each cell's is keyed by (seed, stage, v, t). Several give [seeds v t h w 3], each as if alone.
@@ -97,7 +100,7 @@ class GridPipeline:
         that are none or that the model does not take, and for a sample that is not finite.
         """
         frames, given = np.asarray(frames), np.asarray(given)
-        steps = STEPS if steps is None else steps
+        steps = self.config.steps if steps is None else steps
         self._check(frames, given)
         seeds = [seed] if np.ndim(seed) == 0 else list(seed)
         for each in seeds:

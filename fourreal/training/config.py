@@ -64,6 +64,8 @@ class TrainConfig:
     trains: Literal["all", "attention", "lora", "sync", "sync_and_conditions"] = "all"
     """which parameters train: all; only the sync layers with their projection of sigma; these and what conditions the base
     (given vector, context, maps of hints and cameras, copy gates); or, with all of those, the self-attention or model.lora_*"""
+    sampling_steps: int = 4
+    """denoising steps of validation, and by default of whoever samples the weights"""
     steps: int = 1000
     """training steps, one batch each; the learning rate decays over all of them"""
     seed: int = 0

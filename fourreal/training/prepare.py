@@ -302,7 +302,9 @@ def spec_of(config: TrainConfig, frames: np.ndarray) -> ModelSpec:
     fusion = grid.make_fusion()
     if isinstance(fusion, Fused) and fusion.stride is None:
         grid = dataclasses.replace(grid, stride=len(codec.groups(times)))
-    return ModelSpec(config.model, grid, data.views, times, (height, width), config.sigma.shift, codec)
+    return ModelSpec(
+        config.model, grid, data.views, times, (height, width), config.sigma.shift, codec, config.sampling_steps
+    )
 
 
 def _latents(codec: Codec, times: int) -> int:

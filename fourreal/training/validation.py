@@ -26,7 +26,6 @@ from fourreal.training.config import TrainConfig
 from fourreal.training.step import batch_loss, step_inputs
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # midpoints of five equal buckets
-STEPS = 4  # sampling steps
 SEED = 0
 SHEET_GRIDS = 2
 
@@ -56,7 +55,9 @@ def make_validation(
         """(the sampled grids, the true ones), in pixels."""
         frames = batch["frames"]
         told = batch["conditions"]
-        sampled, _ = stage(params, codec, frames, batch["given"], noise, told, valid=batch.get("valid"), steps=STEPS)
+        sampled, _ = stage(
+            params, codec, frames, batch["given"], noise, told, valid=batch.get("valid"), steps=config.sampling_steps
+        )
         return sampled, frames if frames.dtype == jnp.uint8 else config.codec.decode(codec, frames)
 
     losses, sample = (jax.jit(function, out_shardings=whole) for function in (losses, sample))

@@ -42,6 +42,13 @@ def test_given_cells_come_back_bit_for_bit_and_unknown_ones_are_not_read(pipe):
     np.testing.assert_array_equal(pipe(other, GIVEN, steps=3), result)
 
 
+def test_steps_are_those_that_the_checkpoint_names_unless_a_call_does(pipe, params):
+    two = GridPipeline(replace(SPEC, steps=2), params)
+    assert two.steps == (2,) and pipe.steps == (4,)
+    np.testing.assert_array_equal(two(FRAMES, GIVEN), pipe(FRAMES, GIVEN, steps=2))
+    np.testing.assert_array_equal(two(FRAMES, GIVEN, steps=4), pipe(FRAMES, GIVEN))
+
+
 def test_the_seed_decides_the_sample(pipe):
     first, again, other = (pipe(FRAMES, GIVEN, steps=3, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
