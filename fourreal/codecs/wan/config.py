@@ -65,6 +65,11 @@ class WanVAEConfig:
                 raise UserError(
                     f"{name} has {len(getattr(self, name))} entries: expected one a latent channel, {self.z_dim}"
                 )
+        if self.is_residual and not self._shortcuts_divide():
+            raise UserError(
+                f"base_dim {self.base_dim}, decoder_base_dim {self.decoder_base_dim}, dim_mult={self.dim_mult}: the shortcuts "
+                "of is_residual move whole channels; expected multiples that double at most, as dim_mult=(1, 2, 4, 4)"
+            )
 
     @property
     def time_factor(self) -> int:
@@ -100,6 +105,14 @@ class WanVAEConfig:
             stages.append(Stage(width_in, width, self.num_res_blocks + 1, space, time, width_out))
             width_in = width_out
         return stages
+
+    def _shortcuts_divide(self) -> bool:
+        def block(stage: Stage) -> int:
+            return (1 + stage.time) * (1 + stage.space) ** 2
+
+        down = [stage.width_in * block(stage) % stage.width for stage in self.encoder_stages()]
+        up = [stage.width_out * block(stage) % stage.width_in for stage in self.decoder_stages() if stage.space]
+        return not any(down + up)
 
     @classmethod
     def from_diffusers(cls, values: dict[str, Any]) -> "WanVAEConfig":
