@@ -9,12 +9,16 @@ import pytest
 from safetensors.numpy import save_file
 from wan_vae_weights import random_weights
 
+from fourreal.checkpoints.specs import ModelSpec
 from fourreal.codecs import Codec, Wan22Codec, WanCodec
 from fourreal.codecs.wan import Tiles, WanVAEConfig
 from fourreal.codecs.wan.network import decode, encode
 from fourreal.codecs.wan.parameters import from_diffusers, parameter_table
 from fourreal.errors import UserError
 from fourreal.grid import to_uint8, to_unit
+from fourreal.models import GridDiTConfig, VideoDiTConfig
+from fourreal.models.build import fresh_params
+from fourreal.sampling.pipeline import GridPipeline
 from fourreal.serialize import from_json, to_json
 
 NETWORK = WanVAEConfig(
@@ -151,3 +155,18 @@ def test_random_parameters_are_the_same_each_time_and_can_be_asked_for_their_sha
     first, second = CELLS.parameters(), CELLS.parameters()
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert jax.tree.map(lambda x: x.shape, jax.eval_shape(CELLS.parameters)) == jax.tree.map(np.shape, first)
+
+
+def test_a_grid_is_sampled_in_latents_of_views_and_its_given_cells_come_back():
+    sizes = {"width": 12, "depth": 1, "heads": 2, "mlp_width": 16, "patch": (1, 1, 1), "frequency_width": 8}
+    model, grid = VideoDiTConfig(**sizes, channels=3), GridDiTConfig("soft")
+    spec = ModelSpec(model, grid, views=2, times=5, size=(8, 12), codec=VIEWS)
+    pipe = GridPipeline(spec, fresh_params(model, grid, 0))
+    given = np.zeros((2, 5), bool)
+    given[:, 0] = given[0] = True
+    sampled = pipe(FRAMES[0], given, steps=2)
+    np.testing.assert_array_equal(sampled[given], FRAMES[0][given])
+    assert sampled[~given].std() > 0
+    given[0, 0] = False
+    with pytest.raises(UserError, match="given"):
+        pipe(FRAMES[0], given, steps=2)
