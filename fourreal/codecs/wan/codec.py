@@ -1,0 +1,109 @@
+"""`wan` and `wan2.2`: a model works on the latents of a pretrained autoencoder, Wan 2.1's or Wan 2.2's.
+
+               what is encoded      T        factors (t, h, w)           a latent depends on
+    per_cell   each frame, alone    any      1, 8, 8     (2.2: 16, 16)   its frame
+    per_view   each view, a video   4k + 1   4, 8, 8     (2.2: 16, 16)   all frames of its view up to its last one
+
+An image's latent is exactly a video's first latent, so with `per_cell` both axes of a grid hold latents that the pretrained
+model knows. With `per_view` a view costs a quarter of the tokens, but a freeze-time video can be given at t = 0 alone.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, UInt8
+
+from fourreal.codecs.codec import Codec
+from fourreal.codecs.wan.config import WAN_2_1, WAN_2_2, WanVAEConfig
+from fourreal.codecs.wan.layers import Params
+from fourreal.codecs.wan.network import decode, encode
+from fourreal.codecs.wan.parameters import random_parameters, read_parameters
+from fourreal.codecs.wan.tiles import Tiles
+from fourreal.errors import UserError
+from fourreal.grid import to_uint8, to_unit
+
+
+@dataclasses.dataclass(frozen=True)
+class WanCodec(Codec):
+    """The autoencoder of Wan 2.1; views run side by side, times one after the other."""
+
+    weights: str = ""
+    """folder of the autoencoder as diffusers writes it; empty: random parameters, for tests and plans"""
+    mode: Literal["per_cell", "per_view"] = "per_cell"
+    tiles: Tiles | None = None
+    """of a frame, for less memory; None: whole frames"""
+    network: WanVAEConfig = WAN_2_1
+
+    kind = "wan"
+
+    @property
+    def channels(self) -> int:
+        return self.network.z_dim
+
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        space = self.network.space_factor
+        return (1 if self.mode == "per_cell" else self.network.time_factor), space, space
+
+    def parameters(self) -> Params:
+        """Raises UserError for a folder that does not hold these networks' weights."""
+        if not self.weights:
+            return random_parameters(self.network)
+        return jax.tree.map(jnp.asarray, read_parameters(self.weights, self.network))
+
+    def groups(self, times: int) -> list[range]:
+        """Frame 0 alone, then `factors[0]` at a time. Raises UserError for times that are not 4k + 1 where views are videos."""
+        step = self.factors[0]
+        if (times - 1) % step:
+            raise UserError(
+                f"{times} times: with mode=per_view the codec takes {step} k + 1 ({times - (times - 1) % step}, say); give "
+                "so many, or take mode=per_cell"
+            )
+        return [range(1), *(range(t, t + step) for t in range(1, times, step))]
+
+    def encode(self, parameters: Params, frames: UInt8[Array, "b v t h w 3"]) -> Float[Array, "b v u y x c"]:
+        def run(clips: jax.Array) -> jax.Array:
+            return encode(parameters, self.network, to_unit(clips), self.tiles)
+
+        return self._over_views(run, frames)
+
+    def decode(self, parameters: Params, latents: Float[Array, "b v u y x c"]) -> UInt8[Array, "b v t h w 3"]:
+        def run(clips: jax.Array) -> jax.Array:
+            return to_uint8(decode(parameters, self.network, clips, self.tiles))
+
+        return self._over_views(run, latents)
+
+    def _over_views(self, run, x: jax.Array) -> jax.Array:
+        """`run` of every view as a clip, or of every cell as a clip of one frame, one time after the other."""
+        if self.mode == "per_view":
+            return rearrange(run(rearrange(x, "b v t ... -> (b v) t ...")), "(b v) t ... -> b v t ...", b=len(x))
+        cells = jax.lax.map(run, rearrange(x, "b v t ... -> t (b v) 1 ..."))
+        return rearrange(cells, "t (b v) 1 ... -> b v t ...", b=len(x))
+
+    def known(self, mask: Bool[np.ndarray, "*lead t"]) -> Bool[np.ndarray, "*lead u"]:
+        """Which latents are given. Raises UserError, with mode per_view, where a view's given frames are not its first ones."""
+        given = super().known(mask)
+        if self.mode == "per_view" and (given != np.logical_and.accumulate(given, axis=-1)).any():
+            raise UserError(
+                "a view's given frames are not its first ones: with mode=per_view a latent depends on all earlier frames of "
+                "its view, so give these too (a freeze-time video stands at t = 0), or take mode=per_cell"
+            )
+        return given
+
+    def all_of(self, value: Bool[np.ndarray, "v t *rest"]) -> Bool[np.ndarray, "v u *rest"]:
+        """What holds for all frames that each latent depends on."""
+        value = super().all_of(value)
+        return value if self.mode == "per_cell" else np.logical_and.accumulate(value, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wan22Codec(WanCodec):
+    """The autoencoder of Wan 2.2's TI2V-5B."""
+
+    network: WanVAEConfig = WAN_2_2
+
+    kind = "wan2.2"
