@@ -40,7 +40,7 @@ CONFIG = TrainConfig(
     sigma=SigmaConfig(mean=-0.3, std=1.0, shift=3.0, pure=0.1),
     loss=LossConfig(most=5.0, huber=0.05),  # nearly the plain distance: the middle of what may be, not its mean
     optim=OptimConfig(lr=1e-3, warmup=50, microbatch=2, ema=0.998),
-    steps=1400,
+    steps=600,
     eval_every=200,
     eval_grids=16,
     save_every=50,

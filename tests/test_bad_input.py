@@ -667,7 +667,7 @@ ROWS = [
     Row(
         "weights of another model to start from",
         f"{TRAIN} --init-from nano",
-        ("its width is 256", "this config has 12"),
+        ("its width is 192", "this config has 12"),
     ),
     Row(
         "truncated weights to start from",

@@ -61,7 +61,7 @@ def additions(tmp_path, monkeypatch):
 def test_the_readme_s_snippet_of_the_pipeline_returns_a_grid():
     names = {}
     exec(snippets("README.md")[0], names)
-    assert names["grid"].shape == (4, 4, 64, 64, 3) and names["grid"].dtype == np.uint8
+    assert names["grid"].shape == (4, 4, 128, 128, 3) and names["grid"].dtype == np.uint8
     np.testing.assert_array_equal(names["grid"][names["given"]], names["frames"][names["given"]])
 
 
