@@ -1,4 +1,4 @@
-"""The control of the ablation: with hints every cell sees both of its given frames, and nothing has to be exchanged.
+"""The control of the ablation: with hints every cell sees both of its given frames.
 
 fourreal ablate configs/shift_and_roll_hints.py
 """
