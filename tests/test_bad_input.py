@@ -57,7 +57,7 @@ class Row(NamedTuple):
 ROWS = [
     # names, options and values
     Row("verb", "smaple", ("no verb 'smaple'", "did you mean 'sample'", "verbs are train, sample")),
-    Row("option", f"{SAMPLE} --stepz 3", ("Unrecognized.*--stepz", "--steps INT", HELP)),
+    Row("option", f"{SAMPLE} --stepz 3", ("Unrecognized.*--stepz", r"--steps \{None\}\|INT", HELP)),
     Row(
         "option of a file's settings", f"{TRAIN} --optim.lrr 3", ("Unrecognized.*--optim.lrr", "--optim.lr FLOAT", HELP)
     ),
@@ -431,7 +431,7 @@ ROWS = [
     Row(
         "shift that is not finite",
         SAMPLE,
-        ("shift is nan", "give a number above 0"),
+        ("shift is nan", "give a shift above 0"),
         bad.settings(SPEC, shift=float("nan")),
     ),
     Row("config that is no JSON", SAMPLE, (f"{SPEC} is no JSON", "copy the folder again"), bad.content(SPEC, "{")),

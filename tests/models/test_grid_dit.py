@@ -180,7 +180,9 @@ def test_fused_is_the_base_on_the_clip_of_all_cells_seen_through_a_dense_mask(ti
         for layer in range(base.depth):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], part.blocks)
             tokens = block(tokens, six + part.context.table[0], angles, attention=masked)
-        return rearrange(part.decode(part.head(tokens, temb), x), "b (v t) ... -> b v t ...", v=VIEWS)
+        return rearrange(
+            part.decode(part.head(tokens, temb), x, np.zeros(x.shape[:2])), "b (v t) ... -> b v t ...", v=VIEWS
+        )
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
@@ -365,7 +367,7 @@ def test_silent_fused_layer_has_zero_keys_and_values_for_the_other_views_of_its_
         temb, six = part.modulation(cell_sigma(sigma, given))
         angles = part.angles(np.arange(VIEWS * TIMES), (4, 4)).reshape(VIEWS, TIMES, 4, -1)
         tokens = block(part.embed(x, given), six + part.context.table[0], angles, attention=attention)
-        return part.decode(part.head(tokens, temb), x)
+        return part.decode(part.head(tokens, temb), x, np.zeros(x.shape[:2]))
 
     inputs = [data[name] for name in ("x", "sigma", "given")]
     streams, _ = asked(tiny, base, grid, Probe(exchange=silence))(params, *inputs)
@@ -471,7 +473,7 @@ def test_sequential_is_the_block_over_views_then_over_times_in_every_layer(tiny,
             tokens = swap_view_time(tokens)
             tokens = swap_view_time(block(tokens, six_v, part.angles(np.arange(VIEWS), (4, 4))))
             tokens = block(tokens, six + part.context.table[0], part.angles(np.arange(TIMES), (4, 4)))
-        return part.decode(part.head(tokens, temb), x)
+        return part.decode(part.head(tokens, temb), x, np.zeros(x.shape[:2]))
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(run(tiny, data, grid), expected, atol=TOLERANCE)
@@ -531,7 +533,7 @@ def test_matched_control_adds_a_linear_map_of_a_blocks_input_and_output(tiny, da
             angles = part.angles(np.arange(VIEWS * TIMES), (4, 4)).reshape(VIEWS, TIMES, 4, -1)
             y = block(tokens, six + part.context.table[0], angles, attention=fused_attention)
             tokens = corrected(tokens, y, 0, 1)
-        return part.decode(part.head(tokens, temb), x)
+        return part.decode(part.head(tokens, temb), x, np.zeros(x.shape[:2]))
 
     expected = by_hand(data["x"], data["sigma"], data["given"])
     np.testing.assert_allclose(out, expected, atol=TOLERANCE)
