@@ -272,7 +272,7 @@ class Sample:
             if not peers.first:
                 continue
             about = {
-                "options": self.options(seed),
+                "options": self.options(seed) | {"steps": steps},
                 "model": to_json(pipe.config),
                 "weights_hash": pipe.weights_hash,
                 "notes": list(inputs.notes),
