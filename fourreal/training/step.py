@@ -118,7 +118,10 @@ def batch_loss(
 def mean_lpips(
     answer: Float[Array, "b v t h w 3"], truth: Float[Array, "b v t h w 3"], left_out: Bool[Array, "b v t"]
 ) -> Float[Array, "b"]:
-    """LPIPS by AlexNet, mean over each example's cells that are not left out; 0 for an example that has none."""
+    """LPIPS by AlexNet, mean over each example's cells that are not left out; 0 for an example that has none.
+
+    The network's weights, 10 MB, become constants of the program.
+    """
     frames = (rearrange(x, "b v t h w c -> (b v t) h w c") for x in (answer, truth))
     found = distance("alex", read_weights("alex"), *frames).reshape(left_out.shape)
     weight = jnp.where(left_out, 0.0, 1.0)

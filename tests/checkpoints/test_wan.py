@@ -3,9 +3,7 @@
 The fixture holds random weights, inputs and diffusers' outputs; `tests/fixtures/make_wan_fixture.py` made it.
 """
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +11,19 @@ import numpy as np
 import pytest
 from einops import rearrange
 from flax import nnx
-from safetensors import safe_open
 
 from fourreal.checkpoints.wan import from_diffusers
 from fourreal.conditions import Cameras, Hints, Text
 from fourreal.models import VideoDiT, VideoDiTConfig
 from fourreal.scene import Cameras as CameraValue
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "wan_tiny.safetensors"
 # invariant 9; fp32 sums in another order came out ten times closer
 TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module")
-def wan() -> dict[str, np.ndarray]:
-    with safe_open(FIXTURE, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-@pytest.fixture(scope="module")
-def state(wan) -> dict[str, np.ndarray]:
-    return {name.removeprefix("weights."): value for name, value in wan.items() if name.startswith("weights.")}
-
-
-@pytest.fixture(scope="module")
-def config() -> VideoDiTConfig:
-    with safe_open(FIXTURE, framework="numpy") as file:
-        wan = json.loads(file.metadata()["config"])
+def config(wan_config) -> VideoDiTConfig:
+    wan = wan_config
     return VideoDiTConfig(
         width=wan["num_attention_heads"] * wan["attention_head_dim"],
         depth=wan["num_layers"],

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from einops import rearrange
 from flax import nnx
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fourreal import cli
@@ -26,7 +25,6 @@ from fourreal.models import GridDiTConfig, VideoDiT
 from fourreal.serialize import to_json
 from fourreal.training.initialize import initial_params
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "wan_tiny.safetensors"
 SINGLE = "diffusion_pytorch_model.safetensors"
 # of the original files -> diffusers', by hand from the two state dicts
 ORIGINAL = {
@@ -51,20 +49,8 @@ ORIGINAL = {
 
 
 @pytest.fixture(scope="module")
-def wan() -> dict[str, np.ndarray]:
-    with safe_open(FIXTURE, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-
-@pytest.fixture(scope="module")
-def state(wan) -> dict[str, np.ndarray]:
-    return {name.removeprefix("weights."): value for name, value in wan.items() if name.startswith("weights.")}
-
-
-@pytest.fixture(scope="module")
-def config() -> dict:
-    with safe_open(FIXTURE, framework="numpy") as file:
-        return json.loads(file.metadata()["config"]) | {"_class_name": "WanTransformer3DModel"}
+def config(wan_config) -> dict:
+    return wan_config | {"_class_name": "WanTransformer3DModel"}
 
 
 @pytest.fixture
