@@ -35,8 +35,8 @@ class Evaluate:
     """its split"""
     grids: int | None = None
     """how many grids, from the first on; all by default"""
-    given: Literal["view_and_time", "fixed_view", "freeze_time", "one_cell"] = "view_and_time"
-    """which cells are given: view 0 and time 0, view 0 alone, time 0 alone, or cell (0, 0) alone"""
+    given: Literal["view_and_time", "fixed_view", "three_views", "freeze_time", "one_cell"] = "view_and_time"
+    """which cells are given: view 0 and time 0, view 0 alone, views 0, V // 2 and V - 1, time 0 alone, or cell (0, 0) alone"""
     steps: tuple[int | Literal["own"], ...] = ("own",)
     """denoising steps of every stage; own: as many as each names. The first is sampled with several seeds, the others make rows
     of their own"""

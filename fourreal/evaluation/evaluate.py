@@ -82,11 +82,13 @@ Scorer = Callable[[np.ndarray, EvaluationGrid], Score]  # of a prediction
 
 
 def given_cells(kind: str, views: int, times: int) -> Bool[np.ndarray, "v t"]:
-    """View 0 and time 0, view 0, time 0, or cell (0, 0). Raises ValueError if that leaves nothing unknown."""
+    """View 0 and time 0, view 0, views 0, V // 2 and V - 1, time 0, or cell (0, 0). Raises ValueError if nothing is unknown."""
     given = np.zeros((views, times), bool)
     given[0, 0] = True
     if kind in ("view_and_time", "fixed_view"):
         given[0, :] = True
+    if kind == "three_views":
+        given[[0, views // 2, views - 1], :] = True
     if kind in ("view_and_time", "freeze_time"):
         given[:, 0] = True
     if given.all():
@@ -145,11 +147,11 @@ def grids_hash(grids: Sequence[EvaluationGrid]) -> str:
 
 
 def sample(
-    pipe: Pipeline, grid: EvaluationGrid, steps: int | None, seed: int = 0, *, told: bool = True
+    pipe: Pipeline, grid: EvaluationGrid, steps: int | None, seed: int = 0, *, untold: str = ""
 ) -> UInt8[np.ndarray, "v t h w 3"]:
-    """The one place where a checkpoint is asked for a grid; `told`: with the cameras, if it takes them."""
-    cameras = grid.cameras if told and pipe.cameras_taken else None
-    return pipe(grid.known, grid.given, cameras=cameras, steps=steps, seed=seed)
+    """The one place where a checkpoint is asked for a grid: told the cameras, if it takes them, and all but `untold`."""
+    cameras = grid.cameras if pipe.cameras_taken and untold != "cameras" else None
+    return pipe(grid.known, grid.given, cameras=cameras, steps=steps, seed=seed, untold={untold} - {""})
 
 
 def with_parts_left_out(pipe: Pipeline) -> dict[str, Pipeline]:
@@ -208,8 +210,9 @@ def checkpoint_rows(
         rows[f"mean of {len(samples)} samples"] = [score(mean)]
         rows[f"best of {len(samples)} samples"] = [score(best)]
         rows |= {name: [score(sample(variant, grid, main))] for name, variant in variants.items()}
-        if pipe.cameras_taken and grid.cameras is not None:
-            rows[f"{steps_row(main)}, cameras unknown"] = [score(sample(pipe, grid, main, told=False))]
+        told = {condition.name for condition in pipe.conditions} - ({"cameras"} if grid.cameras is None else set())
+        for name in sorted(told & {"cameras", "hints"}):
+            rows[f"{steps_row(main)}, {name} unknown"] = [score(sample(pipe, grid, main, untold=name))]
     return rows
 
 

@@ -5,7 +5,7 @@ result = pipe(frames, given)                    # uint8 [v t h w 3], bool [v t] 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from fourreal.checkpoints.specs import ModelSpec, check_shape
 from fourreal.checkpoints.weights import read_placed
 from fourreal.conditions.condition import Condition, Conditions
 from fourreal.diffusion.denoiser import make_denoiser
-from fourreal.diffusion.guidance import scale_branches
+from fourreal.diffusion.guidance import Branch, scale_branches
 from fourreal.diffusion.noise import cell_noise
 from fourreal.diffusion.samplers import Sampler
 from fourreal.diffusion.stage import Stage
@@ -77,6 +77,7 @@ class GridPipeline:
         cameras: Cameras | None = None,
         conditions: Conditions | None = None,
         steps: int | None = None,
+        untold: Collection[str] = (),
         guidance_scale: float = 1.0,
         method: str | Sampler = "euler",
         seed: int | Sequence[int] = 0,
@@ -90,6 +91,7 @@ class GridPipeline:
             text: features [l k] of a prompt, for models with text.
             cameras: one a view, K [v 3 3] in pixels of `frames` and c2w [v 4 4], for models with cameras.
             conditions: further ones, or these, by name.
+            untold: names of conditions that the model is not told; its own hints, say.
             steps: denoising steps; by default those that the checkpoint names.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
             method: euler; heun, which evaluates the model twice a step; unipc, of order 2; or a sampler.
@@ -113,6 +115,7 @@ class GridPipeline:
         told = self.told(told, frames, given)
         sampler = Sampler.named(method)() if isinstance(method, str) else method
         branches, weights = scale_branches(guidance_scale)
+        branches = tuple(Branch(branch.drop | frozenset(untold)) for branch in branches)
         known = np.where(given[..., None, None, None], frames, 0)[None]
         latents = self.config.codec.known(given)[None]
         times, *frame = self.config.codec.shape(*frames.shape[1:4])
