@@ -39,6 +39,7 @@ VERBS = {
         "ConvertWan",
         "make a base of a pretrained Wan transformer, or go back",
     ),
+    "encode": ("fourreal.data.encode", "Encode", "turn a data set of pixels into latents and text features"),
     "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
     "cameras convert": ("fourreal.media.cameras_command", "Convert", "write a camera file in another form"),
     "cameras check": (
@@ -48,6 +49,7 @@ VERBS = {
     ),
     "cameras plot": ("fourreal.media.cameras_command", "Plot", "draw the cameras of a file"),
     "cameras estimate": ("fourreal.media.cameras_command", "Estimate", "find the cameras of an orbit, by COLMAP"),
+    "data captions": ("fourreal.data.encode", "Captions", "write a caption for each scene of rendered data"),
     "data build": ("fourreal.data.render.pack", "BuildPack", "build the pack of animated assets from game data"),
     "data render": ("fourreal.data.render.command", "Render", "render 4D grids and write them as ArrayRecord"),
 }

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from fourreal.errors import UserError
-from fourreal.serialize import Kind
+from fourreal.serialize import Kind, to_json
 
 
 class Codec(Kind):
@@ -23,9 +23,22 @@ class Codec(Kind):
     factors: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """times, height and width of pixels for one of a latent"""
 
+    @property
+    def present(self) -> bool:
+        """Whether its parameters are here; training on stored latents does without."""
+        return True
+
     def parameters(self) -> Any:
-        """Its parameters, a pytree of arrays."""
+        """Its parameters, a pytree of arrays. Raises UserError where they are not here."""
         return {}
+
+    def givable(self, mask: Bool[np.ndarray, "*lead u"]) -> Bool[np.ndarray, "*lead u"]:
+        """A mask of latents less those that can be given only with others that are not."""
+        return mask
+
+    def latents(self) -> dict[str, Any]:
+        """What tells its latents from those of others, as JSON values."""
+        return to_json(self)
 
     def groups(self, times: int) -> list[range]:
         """The frames of every latent. Raises UserError for a number of times that it cannot merge."""
@@ -68,5 +81,5 @@ class Codec(Kind):
 
 
 def to_latents(codec: Codec, parameters: Any, frames: jax.Array) -> jax.Array:
-    """Latents of uint8 pixels; stored latents, in floating point, as they are."""
-    return codec.encode(parameters, frames) if frames.dtype == np.uint8 else frames
+    """Latents of uint8 pixels; stored latents, in floating point, in float32."""
+    return codec.encode(parameters, frames) if frames.dtype == np.uint8 else frames.astype(np.float32)

@@ -30,7 +30,7 @@ from fourreal.data.sources import Records
 from fourreal.errors import UserError
 from fourreal.grid import even_cut
 from fourreal.host.retry import read_again
-from fourreal.scene import Cut, Scene
+from fourreal.scene import Cut, Scene, reduced_cameras
 
 MOST = 2**16  # of anything that is counted
 BLOCKS = 16  # places of the data set that a window is taken from
@@ -161,11 +161,12 @@ class Batches:
         Raises UserError where the split has fewer than `count` scenes.
         """
         config, scenes = self.config, self.open(split)
-        count = len(scenes) if count is None else count
+        count, merged = len(scenes) if count is None else count, self._merged(scenes)
         if not 0 < count <= len(scenes):
             raise UserError(f"split '{split}' has {len(scenes)} grids, not {count}: ask for 1 to {len(scenes)}")
         stored_views, stored_times = scenes.shape(0)[:2]
         views, times = even_cut(stored_views, config.views), even_cut(stored_times, config.times)
+        times = np.arange(config.times) if merged else times
         cuts = [Cut(views, times)] if config.cuts.grid else [Cut(views[:1], times), Cut(views, times[:1])]
         for start in range(0, count, config.batch_size):
             places = np.arange(start, start + config.batch_size)
@@ -178,7 +179,7 @@ class Batches:
                     if masks is None:
                         given = _firsts(*shape) & recorded.get("exists", True)
                     else:
-                        given = sample_given(_rng(config, _MASK, int(place)), *shape, masks, recorded.get("exists"))
+                        given = self._given(_rng(config, _MASK, int(place)), shape, masks, recorded)
                     examples.append(self._example(scene, given, recorded, None))
                     if "subject" in scene.more:
                         examples[-1]["subject"] = scene.more["subject"]
@@ -190,6 +191,12 @@ class Batches:
         scenes = read_again(lambda: config.source.open(split)) if self.scenes is None else self.scenes
         if not len(scenes):
             raise UserError(f"split '{split}' of {config.source.to_text()} is empty: make more scenes")
+        stored = getattr(scenes, "codec", None)
+        if stored is not None and stored != self.codec.latents():
+            raise UserError(
+                f"{config.source.to_text()} holds latents of {stored}, and the codec is {self.codec.latents()}: give the codec "
+                "that encoded it"
+            )
         views, times, *_ = scenes.shape(0)
         if config.views > views or config.times > times:
             raise UserError(
@@ -208,6 +215,13 @@ class Batches:
         wanted = sizes[int(_rng(config, _SIZE, step).integers(len(sizes)))]
         views = _axis(rng, stored_views, wanted[0], config.max_stride, config.reverse_views)
         times = _axis(rng, stored_times, wanted[1], config.max_stride)
+        if merged := self._merged(scenes):
+            times = np.arange(wanted[1])
+        if kind == "image" and merged:
+            raise UserError(
+                f"data.cuts has images, and of the latents of {config.source.to_text()} only those of time 0 are: give "
+                "--data.cuts.image 0, or encode with mode=per_cell"
+            )
         if kind == "image":
             cells = rng.choice(stored_views * stored_times, wanted[1], replace=False)
             views, times = np.divmod(cells, stored_times)
@@ -219,7 +233,7 @@ class Batches:
             if kind == "fixed_view":
                 views = rng.integers(stored_views, size=1)
             if kind == "freeze_time":
-                times = rng.integers(stored_times, size=1)
+                times = np.zeros(1, int) if merged else rng.integers(stored_times, size=1)
             found = [read(scenes, place, Cut(views, times))]
         mask_rng, examples = _rng(config, _MASK, position), []
         for number, scene in enumerate(found):
@@ -227,7 +241,7 @@ class Batches:
             # no image is given: a cell that is given has nothing to learn
             given = np.zeros(shape, bool)
             if kind != "image":
-                given = sample_given(mask_rng, *shape, config.masks, recorded.get("exists"))
+                given = self._given(mask_rng, shape, config.masks, recorded)
             examples.append(self._example(scene, given, recorded, (position, number)))
         return examples
 
@@ -235,6 +249,14 @@ class Batches:
         """(views, times) of the latents of a scene, which may be stored latents."""
         views, times = scene.frames.shape[:2]
         return views, len(self.codec.groups(times)) if scene.frames.dtype == np.uint8 else times
+
+    def _given(self, rng: np.random.Generator, shape: tuple[int, int], masks: MaskMix, recorded: Batch) -> np.ndarray:
+        """A mask of latents, bool [v u], that the codec can give."""
+        return self.codec.givable(sample_given(rng, *shape, masks, recorded.get("exists")))
+
+    def _merged(self, scenes: Scenes) -> bool:
+        """Whether the scenes are latents that each depend on those before: then only their first times can be cut."""
+        return getattr(scenes, "codec", None) is not None and self.codec.factors[0] > 1
 
     def _recorded(self, scenes: Scenes, scene: Scene) -> Batch:
         """`exists` and `valid` of a scene's latents where scenes may be partial."""
@@ -249,6 +271,10 @@ class Batches:
     def _example(self, scene: Scene, given: np.ndarray, recorded: Batch, position: tuple[int, int] | None) -> Batch:
         """One example of a scene; `position` None: without chance."""
         example = {"frames": scene.frames, "given": given, "index": np.int64(scene.index), "conditions": {}, **recorded}
+        if (
+            scene.frames.dtype == np.uint8 and scene.cameras is not None
+        ):  # stored latents have cameras of their own size
+            scene = scene._replace(cameras=reduced_cameras(scene.cameras, self.codec.factors[1]))
         for condition in self.conditions:
             keys = None if position is None else (*position, *condition.name.encode())
             rng = None if keys is None else _rng(self.config, _CONDITION, *keys)

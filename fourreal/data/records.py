@@ -6,8 +6,9 @@ follow each other as v // tile[0], t // tile[1] count them; so a cut reads littl
 depth or subject, which training does not read, they follow in as many records of their own (`apart`), and a few ones
 stand for what is in the other:
 
-    frames    uint8 or float32 [v t h w c]     pixels or latents; depth float16 and subject uint8 [v t h w], where it has them
-    exists    bool [v t]    valid bool [v t h w]    K float32 [v 3 3]    c2w float32 [v 4 4]    text float32 [l k]
+    frames    uint8 or float [v t h w c]       pixels or latents; depth float16 and subject uint8 [v t h w], where it has them
+    exists    bool [v t]    valid bool [v t h w]    K float32 [v 3 3]    c2w float32 [v 4 4]
+    text      float32 [l k]    empty_text float32 [n k]     features of its prompt, and of the empty one
     views     int32 [v]     times int32 [t]         which of the scene's they are
     scene     text          candidate int64         what was made, and its number among all that were tried
     focus     float32       NaN where it is unknown
@@ -45,8 +46,9 @@ SMALL = {
     "K": (3, "float32"),
     "c2w": (3, "float32"),
     "text": (2, "float32"),
+    "empty_text": (2, "float32"),
 }
-DTYPES = {"frames": ("uint8", "float32"), "depth": ("float16",), "subject": ("uint8",)}
+DTYPES = {"frames": ("uint8", "float32", "float16"), "depth": ("float16",), "subject": ("uint8",)}
 
 
 class Stored(NamedTuple):
@@ -237,7 +239,7 @@ def check_same(expected: dict[str, str], found: dict[str, str], what: str) -> No
 def _cells(scene: Scene) -> dict[str, np.ndarray]:
     """The arrays of every pixel, [v t h w ...]. Raises UserError where shapes or dtypes are not the scene's."""
     cells = {"frames": scene.frames} | {name: scene.more[name] for name in ("depth", "subject") if name in scene.more}
-    if unknown := scene.more.keys() - {"depth", "subject", "scene"}:
+    if unknown := scene.more.keys() - {"depth", "subject", "scene", "empty_text"}:
         raise UserError(f"a data set has no place for {', '.join(sorted(unknown))}: leave it out of the scene's `more`")
     if scene.frames.ndim != 5 or 0 in scene.frames.shape:
         raise UserError(
@@ -273,6 +275,7 @@ def _chunk(scene: Scene, cells: dict[str, np.ndarray], v: slice, t: slice, later
         "K": None if cameras is None else cameras.K[v],
         "c2w": None if cameras is None else cameras.c2w[v],
         "text": scene.text,
+        "empty_text": scene.more.get("empty_text"),
     }
     empty = {name: np.empty((0,) * axes, dtype) for name, (axes, dtype) in SMALL.items()}
 

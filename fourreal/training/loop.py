@@ -43,6 +43,7 @@ from fourreal.training.prepare import Evaluator, Run, prepare
 from fourreal.training.profile import Profile
 from fourreal.training.run_folder import COMPILED, Start
 from fourreal.training.storage import open_storage
+from fourreal.training.validation import LATENT_ERROR
 
 
 def run(
@@ -218,11 +219,13 @@ def evaluate(run: Run, progress: tqdm) -> None:
     if not run.writer:
         return
     run.writer.write(run.done, numbers)
-    sheet = stack_sheets(sheets)
-    run.writer.picture(run.done, "validation", sheet)
-    (run.storage.work / "sheets").mkdir(exist_ok=True)
-    path = run.storage.work / "sheets" / f"{run.done:07d}.png"
-    Image.fromarray(sheet).save(path.with_suffix(".tmp"), "PNG")
-    path.with_suffix(".tmp").replace(path)
+    if sheets:
+        sheet = stack_sheets(sheets)
+        run.writer.picture(run.done, "validation", sheet)
+        (run.storage.work / "sheets").mkdir(exist_ok=True)
+        path = run.storage.work / "sheets" / f"{run.done:07d}.png"
+        Image.fromarray(sheet).save(path.with_suffix(".tmp"), "PNG")
+        path.with_suffix(".tmp").replace(path)
     shown = ", ".join(f"{name.split('_')[-1]} {value:.2f}" for name, value in numbers.items() if "psnr" in name)
-    progress.write(f"step {run.done}: validation PSNR in dB: {shown}")
+    shown = f"PSNR in dB: {shown}" if shown else f"error of latents {numbers[LATENT_ERROR]:.4f}"
+    progress.write(f"step {run.done}: validation {shown}")

@@ -175,6 +175,10 @@ def prepare(
         raise UserError(
             f"model.channels is {config.model.channels}: the codec '{config.codec.kind}' has {config.codec.channels}"
         )
+    if config.codec.factors[1] > 1 and any(getattr(each, "moved", False) for each in config.model.conditions):
+        raise UserError(
+            f"hints:moved=true are made of pixels, and the codec '{config.codec.kind}' makes latents of them: leave moved out"
+        )
     if config.wandb and peers.first:
         check_wandb()
     watchdog = watchdog or Watchdog(0, "")
@@ -223,9 +227,10 @@ def prepare(
     mesh = jax.sharding.get_mesh()
     kernel = resolve_kernel(config.attention, mesh.devices.flat[0].platform, config.model.head_size, config.model.dtype)
     denoiser = make_denoiser(config.model, config.grid, kernel)
-    codec = config.codec.parameters()
+    encodes = batch["frames"].dtype == np.uint8
+    codec = config.codec.parameters() if encodes or config.codec.present else {}
     placed = layout.jit_placed(lambda codec: jax.tree.map(jnp.copy, codec), table, codec)  # a step donates its own
-    evaluators = (*evaluators, make_validation(denoiser, config, placed(codec)))
+    evaluators = (*evaluators, make_validation(denoiser, config, placed(codec), encodes or config.codec.present))
     if not done:
         watchdog.at(done, "initializing")
         params, origin = initial_params(spec, config.seed, init_from, frozen_dtypes(shapes, config))
@@ -233,7 +238,7 @@ def prepare(
         del params
         make = layout.jit_placed(lambda trained: fresh_training(trained, config), table, trained, donate=True)
         state = make(trained) | {"frozen": frozen}
-    state["codec"] = placed(codec)
+    state["codec"] = placed(codec) if encodes else {}
     plain = None
     if config.model.remat != "none" and chip_of(mesh.devices.flat[0].device_kind):  # else nobody asks for the MFU
         plain = make_train_step(make_denoiser(config.model.with_remat("none"), config.grid, XLA), config)

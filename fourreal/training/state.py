@@ -7,6 +7,7 @@ Gradients, optimizer and average exist for the trained part only; frozen matrice
 dicts survive releases of Flax; `models/build.py` merges them into the module in one line.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,13 +52,13 @@ def frozen_dtypes(shapes: Params, config: TrainConfig) -> dict[str, Any]:
     return {name: table[name].dtype for name in traverse_util.flatten_dict(frozen, sep=".")}
 
 
-def fresh_state(params: Params, config: TrainConfig) -> State:
-    """The state before step 0."""
+def fresh_state(params: Params, config: TrainConfig, codec: Mapping[str, Any] = {}) -> State:
+    """The state before step 0; `codec` are the parameters of the config's codec, if steps encode."""
     dtypes, table = frozen_dtypes(params, config), model_table(config.model, config.grid)
     trained, frozen = split_params(params, table, config.trains)
     flat = traverse_util.flatten_dict(frozen, sep=".")
     frozen = traverse_util.unflatten_dict({name: x.astype(dtypes[name]) for name, x in flat.items()}, sep=".")
-    return fresh_training(trained, config) | {"frozen": frozen, "codec": config.codec.parameters()}
+    return fresh_training(trained, config) | {"frozen": frozen, "codec": codec}
 
 
 def fresh_training(trained: Params, config: TrainConfig) -> State:

@@ -1,5 +1,6 @@
 """What a run reports of its average on the validation split: loss by noise level and by mask, PSNR of sampled grids, a sheet.
 
+Where the codec's parameters are not here, as with stored latents, the samples' error is that of latents, without a sheet.
 Grids are cut and masked without chance (view 0 and time 0 given, nothing dropped), noise is fixed, so the numbers of two steps
 compare. The loss of each kind of mask that training draws is that of the first batch, close to pure noise.
 """
@@ -18,6 +19,7 @@ from fourreal.data.batches import Batches
 from fourreal.diffusion.denoiser import Denoiser
 from fourreal.diffusion.noise import cell_noise
 from fourreal.diffusion.stage import Stage
+from fourreal.grid import Known
 from fourreal.media.sheet import Panel, contact_sheet, stack_sheets
 from fourreal.metrics.baselines import copy_freeze_time
 from fourreal.metrics.pixels import psnr_by_motion
@@ -27,15 +29,16 @@ from fourreal.training.step import batch_loss, step_inputs
 
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)  # midpoints of five equal buckets
 SEED = 0
+LATENT_ERROR = "validation/mse_latents"
 SHEET_GRIDS = 2
 
 
 def make_validation(
-    denoiser: Denoiser, config: TrainConfig, codec: Any
-) -> Callable[[Params, int], tuple[dict[str, float], np.ndarray]]:
+    denoiser: Denoiser, config: TrainConfig, codec: Any, decodes: bool = True
+) -> Callable[[Params, int], tuple[dict[str, float], np.ndarray | None]]:
     """The evaluator `validate(params, done) -> (numbers, contact sheet)`; the batches are read once and kept.
 
-    `codec` are the parameters of the config's codec.
+    `codec` are the parameters of the config's codec, if they are here, so that it `decodes`.
     """
     data = Batches(config.data, config.model.conditions, config.codec)
     batches = list(data.evaluation("validation", config.eval_grids))
@@ -60,7 +63,16 @@ def make_validation(
         )
         return sampled, frames if frames.dtype == jnp.uint8 else config.codec.decode(codec, frames)
 
-    losses, sample = (jax.jit(function, out_shardings=whole) for function in (losses, sample))
+    def error(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> jax.Array:
+        """Mean squared error of the unknown latents that exist, of each grid."""
+        x0, given = to_latents(config.codec, codec, batch["frames"]), batch["given"]
+        known = Known(x0, given, valid=batch.get("valid"))
+        sampled = stage.integrate(params, known, noise, batch["conditions"], steps=config.sampling_steps)
+        weight = ~given & batch.get("exists", True)
+        squares = jnp.mean(jnp.square(sampled - x0), axis=(3, 4, 5))
+        return jnp.sum(weight * squares, axis=(1, 2)) / jnp.maximum(jnp.sum(weight, axis=(1, 2)), 1)
+
+    losses, sample, error = (jax.jit(function, out_shardings=whole) for function in (losses, sample, error))
 
     def loss_of(params: Params, batch: dict[str, Any], sigmas: tuple[float, ...]) -> np.ndarray:
         """[sigmas, grids]."""
@@ -69,11 +81,14 @@ def make_validation(
         return np.stack(found)[:, real]
 
     def validate(params: Params, done: int) -> tuple[dict[str, float], np.ndarray]:
-        loss, scores, sheets = [], [], []
+        loss, scores, sheets, errors = [], [], [], []
         for batch in batches:
             inputs, real = step_inputs(batch), batch["weight"] > 0
             noise = fixed_noise(config, batch["frames"])
             loss.append(loss_of(params, batch, SIGMAS))
+            if not decodes:
+                errors.append(np.asarray(error(params, codec, inputs, noise))[real])
+                continue
             sampled, truth = (np.asarray(x) for x in sample(params, codec, inputs, noise))
             given = frames_of(config, batch["given"], truth.shape[2])
             missing = ~frames_of(config, batch.get("exists", np.ones_like(batch["given"])), truth.shape[2])
@@ -88,6 +103,8 @@ def make_validation(
         for kind, few in masked.items():
             values = [loss_of(params, batch, SIGMAS[-1:]) for batch in few]
             numbers[f"validation/loss_mask_{kind}"] = float(np.concatenate(values, axis=1).mean())
+        if not decodes:
+            return numbers | {LATENT_ERROR: float(np.concatenate(errors).mean())}, None
         for name in ("all", "moving", "copy"):
             finite = [score[name] for score in scores if np.isfinite(score[name])]
             numbers[f"validation/psnr_{name}"] = float(np.mean(finite)) if finite else float("nan")

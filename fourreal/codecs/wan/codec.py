@@ -9,7 +9,7 @@ model knows. With `per_view` a view costs a quarter of the tokens, but a freeze-
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from fourreal.codecs.wan.parameters import random_parameters, read_parameters
 from fourreal.codecs.wan.tiles import Tiles
 from fourreal.errors import UserError
 from fourreal.grid import to_uint8, to_unit
+from fourreal.serialize import to_json
+
+RANDOM = "random"  # instead of a folder of weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,8 @@ class WanCodec(Codec):
     """The autoencoder of Wan 2.1; views run side by side, times one after the other."""
 
     weights: str = ""
-    """folder of the autoencoder as diffusers writes it; empty: random parameters, for tests and plans"""
+    """folder of the autoencoder as diffusers writes it; empty: not here, enough for training on stored latents; random:
+    random numbers, for tests"""
     mode: Literal["per_cell", "per_view"] = "per_cell"
     tiles: Tiles | None = None
     """of a frame, for less memory; None: whole frames"""
@@ -49,11 +53,23 @@ class WanCodec(Codec):
         space = self.network.space_factor
         return (1 if self.mode == "per_cell" else self.network.time_factor), space, space
 
+    @property
+    def present(self) -> bool:
+        return bool(self.weights)
+
     def parameters(self) -> Params:
-        """Raises UserError for a folder that does not hold these networks' weights."""
+        """Raises UserError where none is named, and for a folder that does not hold this network's weights."""
         if not self.weights:
+            raise UserError(
+                f"the codec {self.kind} has no weights here: name the autoencoder's folder, often vae, with --vae where one "
+                "samples, with --codec.weights where one trains"
+            )
+        if self.weights == RANDOM:
             return random_parameters(self.network)
         return jax.tree.map(jnp.asarray, read_parameters(self.weights, self.network))
+
+    def latents(self) -> dict[str, Any]:
+        return {name: value for name, value in to_json(self).items() if name not in ("weights", "tiles")}
 
     def groups(self, times: int) -> list[range]:
         """Frame 0 alone, then `factors[0]` at a time. Raises UserError for times that are not 4k + 1 where views are videos."""
@@ -93,6 +109,10 @@ class WanCodec(Codec):
                 "its view, so give these too (a freeze-time video stands at t = 0), or take mode=per_cell"
             )
         return given
+
+    def givable(self, mask: Bool[np.ndarray, "*lead u"]) -> Bool[np.ndarray, "*lead u"]:
+        """With mode per_view, a view's given latents from its first one on, up to the first that is missing."""
+        return mask if self.mode == "per_cell" else np.logical_and.accumulate(mask, axis=-1)
 
     def all_of(self, value: Bool[np.ndarray, "v t *rest"]) -> Bool[np.ndarray, "v u *rest"]:
         """What holds for all frames that each latent depends on."""

@@ -70,6 +70,7 @@ class RecordScenes:
             )
             index = index_file(self.folder, split)
             self.partial = not features["names"].isdisjoint(("exists", "valid"))
+            self.codec = (builder.info.metadata or {}).get("codec")
             self._listed = list(_stored(index)) if index.is_file() or not features["shape"] else None
             self._shape = features["shape"]
             self._first = np.cumsum([0, *(scene.records for scene in self._listed or ())])
@@ -95,7 +96,7 @@ class RecordScenes:
         """The cut of scene `i`, from the records that hold cells of it. Raises UserError for a cut that is not in it.
 
         `more` has depth and subject [v t h w] where they were stored, decoded when they are asked for, and scene, the JSON of
-        what was made.
+        what was made; with text, empty_text [n k].
         """
         stored = self._stored(i)
         cut = Cut(*(np.asarray(positions) for positions in cut))
@@ -116,6 +117,8 @@ class RecordScenes:
 
         found, rest = gathered(later=False), cache(partial(gathered, later=True))
         more = {name: lambda name=name: rest()[name] for name in self._later_features}
+        if (empty := _told(found, "empty_text")) is not None:
+            more["empty_text"] = lambda: empty
         with self._damage(i):
             return _scene(found, i, Deferred(more | {"scene": partial(_text, found)}))
 
@@ -148,7 +151,7 @@ class ReducedScenes:
 
     def __init__(self, scenes: RecordScenes, boxes: int):
         self.scenes, self.boxes = scenes, boxes
-        self.partial, self.units = scenes.partial, scenes.units
+        self.partial, self.units, self.codec = scenes.partial, scenes.units, scenes.codec
         self.fingerprint = f"{scenes.fingerprint} reduced by {boxes}"
 
     def __len__(self) -> int:
@@ -215,16 +218,13 @@ def _scene(found: dict[str, Any], i: int, more: Deferred) -> Scene:
     """What the tiles gave, as a scene."""
     focus = np.float32(found.get("focus", np.nan))
     cameras = Cameras(found["K"], found["c2w"], None if np.isnan(focus) else focus) if "K" in found else None
-    text = found.get("text")
-    return Scene(
-        found["frames"],
-        i,
-        found.get("exists"),
-        found.get("valid"),
-        cameras,
-        text if text is not None and text.size else None,
-        more,
-    )
+    return Scene(found["frames"], i, found.get("exists"), found.get("valid"), cameras, _told(found, "text"), more)
+
+
+def _told(found: dict[str, Any], name: str) -> Any:
+    """What a record says by a small array; one without elements says nothing."""
+    value = found.get(name)
+    return value if value is not None and value.size else None
 
 
 def _text(record: dict[str, Any]) -> str:

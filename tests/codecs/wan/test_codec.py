@@ -31,7 +31,7 @@ NETWORK = WanVAEConfig(
     latents_mean=(0.1, -0.2, 0.3),
     latents_std=(1.0, 2.0, 0.5),
 )
-CELLS, VIEWS = (WanCodec(mode=mode, network=NETWORK) for mode in ("per_cell", "per_view"))
+CELLS, VIEWS = (WanCodec("random", mode=mode, network=NETWORK) for mode in ("per_cell", "per_view"))
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 2, 5, 8, 12, 3), np.uint8)
 ROUND_OFF = 1e-5
 encode_clip = jax.jit(lambda parameters, frames: encode(parameters, NETWORK, frames))
