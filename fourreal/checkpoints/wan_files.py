@@ -21,12 +21,12 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, weights_folder
-from fourreal.checkpoints.streamed import Streamed, write_streamed
 from fourreal.checkpoints.upgrade import stored
 from fourreal.checkpoints.wan import check_names, check_shape, lacking, pieces, renamed_original
 from fourreal.checkpoints.weights import CONFIG, WEIGHTS, StoredTensor, fit_weights, open_weights, write_tensors
 from fourreal.conditions import Text
 from fourreal.errors import MissingFile, UserError
+from fourreal.host.streamed import Streamed, write_streamed
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
 from fourreal.nn.low_rank import DOWN, UP

@@ -4,6 +4,6 @@ from fourreal.conditions.cameras import Cameras
 from fourreal.conditions.condition import Condition, Conditions, Embedded
 from fourreal.conditions.hints import Hints
 from fourreal.conditions.low_res import LowRes
-from fourreal.conditions.text import Text
+from fourreal.conditions.text import Prompt, Text
 
-__all__ = ["Cameras", "Condition", "Conditions", "Embedded", "Hints", "LowRes", "Text"]
+__all__ = ["Cameras", "Condition", "Conditions", "Embedded", "Hints", "LowRes", "Prompt", "Text"]

@@ -1,7 +1,12 @@
-"""Text: an embedded prompt, one for a grid. Every block's tokens look at it in a cross-attention of their own, as in Wan."""
+"""Text: an embedded prompt, one for a grid. Every block's tokens look at it in a cross-attention of their own, as in Wan.
+
+A prompt comes with features that stand in for it where it is dropped: in training those of the empty prompt, in the branch of
+guidance without text those of a negative one. Features are zeros beyond the prompt's end, up to 512 tokens, and these zeros
+take part, as Wan was trained.
+"""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +23,15 @@ from fourreal.parallel.layout import FSDP
 from fourreal.scene import Scene
 
 TOKENS = 512  # of an embedded text, as Wan takes it
+EMPTY = "empty_text"  # in `Scene.more`: features [n k] of the empty prompt
+
+
+class Prompt(NamedTuple):
+    """The value: features of a prompt, and of what stands in for it where it is dropped."""
+
+    features: Float[Array, "*b l k"]
+    negative: Float[Array, "*b n k"] | None = None
+    """of the empty or a negative prompt, n at most l; None: the prompt cannot be dropped"""
 
 
 class TextTokens(nnx.Module):
@@ -33,18 +47,19 @@ class TextTokens(nnx.Module):
     def __init__(self, features: int, base: Any, *, rngs: nnx.Rngs):
         self.embed = MLP(features, base.width, base.width, dtype=jnp.dtype(base.dtype), rngs=rngs)
 
-    def __call__(self, text: Float[Array, "b l k"], cells: Cells, size: tuple[int, int]) -> Embedded:
-        return Embedded(cross=self.embed(text))
+    def __call__(self, text: Prompt | Float[Array, "b l k"], cells: Cells, size: tuple[int, int]) -> Embedded:
+        return Embedded(cross=self.embed(text.features if isinstance(text, Prompt) else text))
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Condition):
-    """An embedded prompt, which the model cannot do without."""
+    """An embedded prompt, which the model cannot do without. Its value is a `Prompt`, or its features alone."""
 
     width: int = 4096
     """width of the features"""
 
     kind = "text"
+    axes = {"": "b", "features": "b", "negative": "b"}  # noqa: RUF012
     cross = True
 
     def module(self, base: Any, rngs: nnx.Rngs) -> nnx.Module:
@@ -53,18 +68,47 @@ class Text(Condition):
     def default(self, known: Known) -> Any:
         raise UserError("this model needs text: give the features of a prompt, text=[l, k]")
 
-    def example(
-        self, scene: Scene, given: Bool[np.ndarray, "v t"], rng: np.random.Generator | None
-    ) -> Float[np.ndarray, "l k"]:
+    def null(self, value: Prompt | Float[Array, "b l k"]) -> Prompt | Float[Array, "b l k"]:
+        """The negative features in place of the prompt's, with zeros after them; zeros, of features alone."""
+        if not isinstance(value, Prompt):
+            return super().null(value)
+        if value.negative is None:
+            raise UserError("guidance by text needs the features of a negative prompt: text=Prompt(features, negative)")
+        return Prompt(padded(value.negative, value.features.shape[-2]), value.negative)
+
+    def example(self, scene: Scene, given: Bool[np.ndarray, "v t"], rng: np.random.Generator | None) -> Prompt:
         if scene.text is None:
             raise UserError("the model takes text and the source's scenes hold none: take a source with text features")
-        return np.asarray(scene.text, np.float32)
+        empty = scene.more.get(EMPTY)
+        if empty is None and self.drop:
+            raise UserError(
+                f"text is dropped for a share of the examples (drop={self.drop:g}), and the source's scenes hold no features "
+                "of the empty prompt: take a source that has them, or drop=0"
+            )
+        empty = np.zeros((1, self.width), np.float32) if empty is None else self._features(empty)
+        return Prompt(padded(self._features(scene.text)), empty)
 
-    def shapes(self, scene: Scene, given: Bool[np.ndarray, "v t"]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((TOKENS, self.width), np.float32)
+    def shapes(self, scene: Scene, given: Bool[np.ndarray, "v t"]) -> Prompt:
+        return Prompt(*(jax.ShapeDtypeStruct((tokens, self.width), np.float32) for tokens in (TOKENS, 1)))
 
-    def check(self, value: Any, views: int, times: int) -> Float[np.ndarray, "l k"]:
+    def check(self, value: Any, views: int, times: int) -> Prompt:
+        """As `Condition.check`; of features alone, too: a prompt that cannot be dropped, so without guidance by text."""
+        parts = value if isinstance(value, Prompt) else Prompt(value)
+        return Prompt(*(None if part is None else padded(self._features(part)) for part in parts))
+
+    def _features(self, value: Any) -> Float[np.ndarray, "l k"]:
         value = np.asarray(value, np.float32)
-        if value.ndim != 2 or value.shape[1] != self.width:
-            raise UserError(f"text is {list(value.shape)}: expected features [l, {self.width}] of one prompt")
+        if value.ndim != 2 or value.shape[1] != self.width or len(value) > TOKENS:
+            raise UserError(
+                f"text is {list(value.shape)}: expected features [l, {self.width}] of one prompt, l at most {TOKENS}"
+            )
         return value
+
+
+def padded(features: Float[Array, "*b n k"], tokens: int = TOKENS) -> Float[Array, "*b l k"]:
+    """Features with zeros after them, up to so many tokens. Raises UserError for features of more."""
+    free = tokens - features.shape[-2]
+    if free < 0:
+        raise UserError(f"negative features of {features.shape[-2]} tokens for a prompt of {tokens}: pad it with zeros")
+    pad = np.pad if isinstance(features, np.ndarray) else jnp.pad
+    return pad(features, [(0, 0)] * (features.ndim - 2) + [(0, free), (0, 0)])

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 
 from fourreal import cli
 from fourreal.checkpoints.specs import describe_checkpoint
-from fourreal.checkpoints.streamed import Streamed, write_streamed
 from fourreal.checkpoints.wan_files import base_config, load_base
 from fourreal.checkpoints.weights import read_weights, save_weights
 from fourreal.conditions import Text
+from fourreal.host.streamed import Streamed, write_streamed
 from fourreal.models import GridDiTConfig, VideoDiT
 from fourreal.serialize import to_json
 from fourreal.training.initialize import initial_params

@@ -74,7 +74,8 @@ def test_batch_has_the_promised_keys_shapes_and_types():
         "['conditions']['cameras'].c2w": ((6, 4, 4, 4), "float32"),
         "['conditions']['cameras'].known": ((6,), "bool"),
         "['conditions']['cameras'].reference": ((6,), "int32"),
-        "['conditions']['text']": ((6, 2, 5), "float32"),
+        "['conditions']['text'].features": ((6, 512, 5), "float32"),
+        "['conditions']['text'].negative": ((6, 1, 5), "float32"),
         "['dropped']['cameras']": ((6,), "bool"),
     }
 
@@ -229,7 +230,7 @@ def test_scenes_without_cameras_are_said_to_have_unknown_ones():
 
 def test_text_of_a_scene_reaches_its_examples_and_its_lack_is_refused():
     (batch,) = take(CONFIG, 1, conditions=(Text(width=5),))
-    np.testing.assert_array_equal(batch["conditions"]["text"][:, 0, 0], batch["index"])
+    np.testing.assert_array_equal(batch["conditions"]["text"].features[:, 0, 0], batch["index"])
     with pytest.raises(ValueError, match="the source's scenes hold none"):
         take(CONFIG, 1, [scene._replace(text=None) for scene in SCENES], conditions=(Text(width=5),))
 

@@ -8,7 +8,7 @@ import pytest
 
 from fourreal import scene
 from fourreal.cli import main
-from fourreal.conditions import Cameras, Hints, Text
+from fourreal.conditions import Cameras, Hints, Prompt, Text
 from fourreal.data.batches import Batches
 from fourreal.data.masks import CLIPS, CutMix
 from fourreal.models import GridDiTConfig
@@ -224,7 +224,7 @@ def test_wan_configs_have_the_parameters_of_the_released_model_and_its_text():
     _, shapes = split_model(config.model, GridDiTConfig("base"))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 1_418_996_800 + (1 + 3 * 6) * 1536
     batch = aot.batch_of(aot.Question(config, "v5e:4x4", 1, 36, 64))
-    assert batch["conditions"]["text"].shape == (8, 512, 4096)
+    assert jax.tree.map(lambda x: x.shape, batch["conditions"]["text"]) == Prompt((8, 512, 4096), (8, 1, 4096))
     frames = batch["frames"]
     assert (frames.shape, frames.dtype) == ((8, 8, 8, 36, 64, 16), np.float32)
 

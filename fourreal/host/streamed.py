@@ -12,6 +12,9 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from fourreal.errors import UserError
+
+MOST_HEADER = 100_000_000  # bytes, of a header that safetensors reads
 CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
 
 
@@ -32,6 +35,10 @@ def write_streamed(path: Path, tensors: dict[str, Streamed], metadata: dict[str,
         header[name] = {"dtype": CODES[tensor.dtype], "shape": tensor.shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight bytes
+    if len(text) > MOST_HEADER:
+        raise UserError(
+            f"{path}: {len(tensors)} tensors need a header of {len(text)} bytes, above {MOST_HEADER}: write several files"
+        )
     partial = path.with_name(f"{path.name}.tmp")
     try:
         with open(partial, "wb") as file:
