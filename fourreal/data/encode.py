@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from fourreal.codecs import Codec, PixelCodec
 from fourreal.codecs.wan import WanCodec
+from fourreal.conditions.text import EMPTY
 from fourreal.data.records import data_set_hash, info_file
 from fourreal.data.source import Scenes
 from fourreal.data.sources import Records
@@ -26,9 +27,7 @@ from fourreal.errors import FileInTheWay, MissingFile, UserError
 from fourreal.host.folders import check_creatable, partial_folder, write_whole
 from fourreal.scene import Cut, Deferred, Scene, reduced_cameras
 from fourreal.serialize import read_json
-
-if TYPE_CHECKING:
-    from fourreal.text.file import Texts
+from fourreal.text.file import Texts, read_texts
 
 SPLITS = ("train", "validation", "test")
 PART = 4  # scenes that a process encodes at a time
@@ -100,9 +99,14 @@ class Encode:
             raise UserError(
                 f"--captions {self.captions} has {len(lines)} lines: expected {sum(counts.values())}, {counts}"
             )
-        texts = read_texts(self.text)
-        for number, line in enumerate(lines):
-            texts.of(line, f"--captions {self.captions}, line {number + 1}")
+        texts = texts_of(self.text)
+        for number, line in enumerate(lines, 1):
+            try:
+                texts.find(line)
+            except UserError as error:
+                raise UserError(
+                    f"--captions {self.captions}, line {number}: {error}; embed this file's lines"
+                ) from error
         rest = iter(lines)
         return {split: [next(rest) for _ in range(count)] for split, count in counts.items()}
 
@@ -156,8 +160,8 @@ class Encoder:
             )
         text = None
         if self.text is not None:
-            texts = read_texts(self.text)
-            text, more["empty_text"] = texts.of(self.captions[place]), lambda: texts.empty
+            texts = texts_of(self.text)
+            text, more[EMPTY] = texts.features[texts.find(self.captions[place])], lambda: texts.empty
         return Scene(
             latents.astype(self.dtype),
             exists=None if scene.exists is None else codec.all_of(scene.exists),
@@ -183,11 +187,9 @@ def encoder_of(codec: Codec) -> tuple[Any, Any]:
 
 
 @functools.cache
-def read_texts(path: Path) -> "Texts":
-    """The features, read once a process."""
-    from fourreal.text.file import read_texts as read
-
-    return read(path)
+def texts_of(file: Path) -> Texts:
+    """The prompts and their features, open once a process."""
+    return read_texts(file)
 
 
 def _hash(*files: Path) -> str:
