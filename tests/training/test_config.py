@@ -144,7 +144,7 @@ def test_hints_are_hidden_from_a_share_of_the_examples(path):
     assert rates == ([] if path.stem.startswith(("wan", "paper")) else [share])
 
 
-@pytest.mark.parametrize("name", ["wan_1b", "wan_14b"])
+@pytest.mark.parametrize("name", ["wan_1b_adapt", "wan_1b_sync", "wan_1b_tune", "wan_14b_sync"])
 def test_configs_of_wan_have_wans_shift_for_the_size_that_they_plan(name):
     """Wan 2.1: 5 from 720p on, 3 below; a latent is 8 x 8 pixels."""
     path = ROOT / "configs" / f"{name}.py"
