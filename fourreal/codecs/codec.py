@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from fourreal.errors import UserError
 from fourreal.serialize import Kind, to_json
@@ -22,6 +22,8 @@ class Codec(Kind):
     """of a latent"""
     factors: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """times, height and width of pixels for one of a latent"""
+    in_pieces: ClassVar[bool] = False
+    """coding a piece of a grid takes so long that sampling does it in programs of its own, some pieces at a time"""
 
     @property
     def present(self) -> bool:
@@ -51,6 +53,14 @@ class Codec(Kind):
     def decode(self, parameters: Any, latents: Float[Array, "b v u y x c"]) -> UInt8[Array, "b v t h w 3"]:
         """Frames of latents; values outside the pixels' range are clipped."""
         raise NotImplementedError
+
+    def pieces(self, x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "n w f *rest"]:
+        """What of a grid, frames or latents, is coded by itself: each piece is again a grid, of `w` views."""
+        return x
+
+    def joined(self, pieces: Shaped[Array, "n w f *rest"], count: int, views: int) -> Shaped[Array, "b v t *rest"]:
+        """The `count` grids of so many views from their pieces."""
+        return pieces
 
     def shape(self, times: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(times, height, width, channels) of the latents of such a video. Raises UserError for sides it does not divide."""

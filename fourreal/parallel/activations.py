@@ -3,6 +3,7 @@
     time stream  [b, v, t, s, d]     b over (data, fsdp), v over grid
     view stream  [b, t, v, s, d]     b over (data, fsdp), t over grid
     clips        [b, f, s, d]        b over (data, fsdp, grid)
+    items        [n, ...]            n over all axes, of what needs nothing of the others: a codec's cells or views
     heads        [..., h, e]         h over tensor
     tokens       [..., s, d]         between the blocks, s over tensor where that divides it
 
@@ -16,6 +17,7 @@ divide it compute the same twice. Without a mesh, everything here does nothing.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Shaped
 
 from fourreal.errors import UserError
-from fourreal.parallel.mesh import EXAMPLE_AXES, example_axes, microbatch, share_of_examples
+from fourreal.parallel.mesh import AXES, EXAMPLE_AXES, example_axes, microbatch, share_of_examples
 
 BATCH = EXAMPLE_AXES[2]  # axes over which the examples of grids are cut
 GRID, TENSOR = "grid", "tensor"
@@ -126,6 +128,22 @@ def locally(attention: Callable, lead: int) -> Callable[..., jax.Array]:
         return jax.shard_map(attention, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
     return run
+
+
+def spread(run: Callable[..., jax.Array], x: Shaped[Array, "n *rest"], *whole: Any) -> Shaped[Array, "n *out"]:
+    """run(item, *whole) of every item of `x`, over all devices: each has an equal share and runs it one by one.
+
+    No communication but what brings the items there; the memory is that of one item a device. Zeros fill up the last shares.
+    """
+
+    def share(x: jax.Array, *whole: Any) -> jax.Array:
+        return jax.lax.map(lambda item: run(item, *whole), x)
+
+    if (devices := axis_size(*AXES)) == 1:
+        return share(x, *whole)
+    filled = jnp.pad(x, [(0, -len(x) % devices), *[(0, 0)] * (x.ndim - 1)]) if len(x) % devices else x
+    specs = (P(AXES), *[P()] * len(whole))
+    return jax.shard_map(share, in_specs=specs, out_specs=P(AXES), check_vma=False)(filled, *whole)[: len(x)]
 
 
 def _divisors(number: int) -> str:

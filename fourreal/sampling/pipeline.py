@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,10 +24,12 @@ from fourreal.diffusion.noise import cell_noise
 from fourreal.diffusion.samplers import Sampler
 from fourreal.diffusion.stage import Stage
 from fourreal.errors import UserError
+from fourreal.grid import Known
 from fourreal.models.build import Params, model_table
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import count_slices, fit_mesh, make_mesh
+from fourreal.sampling.pieces import PieceCoder
 from fourreal.scene import Cameras
 
 
@@ -34,6 +37,7 @@ class GridPipeline:
     """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count.
 
     A grid is cut over the devices of `mesh`, by default all that there are; the branches of guidance go over its data axis.
+    A codec that takes seconds encodes what is given before, and decodes the rest after, a piece a device at a time.
     Of several processes all make the same calls and get the same grids. `params` may be tensors of a file that is open.
     """
 
@@ -58,7 +62,7 @@ class GridPipeline:
             layout.check_widths(spec.model)
             places = layout.shardings(params, model_table(spec.model, spec.grid))
             self.params = jax.tree.map(read_placed, params, places)
-        self._codec = spec.codec.parameters()
+        self.coder = PieceCoder(spec.codec, self.mesh)
         whole = NamedSharding(self.mesh, P())  # every process can read the results
         static = ("sampler", "steps", "branches")
         self._sample = jax.jit(self._sample_unjitted, static_argnames=static, out_shardings=whole)
@@ -119,13 +123,15 @@ class GridPipeline:
         known = np.where(given[..., None, None, None], frames, 0)[None]
         latents = self.config.codec.known(given)[None]
         times, *frame = self.config.codec.shape(*frames.shape[1:4])
+        if self.config.codec.in_pieces:
+            known = self.coder.encode(known[0], latents[0])
         grids = []
         for each in seeds:
             noise = np.asarray(cell_noise(int(each), len(frames), times, tuple(frame), stage))[None]
             with jax.set_mesh(self.mesh):
                 sampled, finite = self._sample(
                     self.params,
-                    self._codec,
+                    self.coder.parameters,
                     known,
                     latents,
                     noise,
@@ -140,6 +146,8 @@ class GridPipeline:
                     f"{steps} steps at guidance scale {guidance_scale:g} gave numbers that are not finite, expected pixels: "
                     "give a smaller scale (1 is no guidance), or take other weights"
                 )
+            if self.config.codec.in_pieces:
+                sampled = self.coder.decode(sampled, frames, given)
             grids.append(np.where(given[..., None, None, None], frames, np.asarray(sampled[0])))
         return grids[0] if np.ndim(seed) == 0 else np.stack(grids)
 
@@ -176,8 +184,12 @@ class GridPipeline:
         weights: Any,
         **static: Any,
     ) -> tuple[jax.Array, jax.Array]:
+        """(all frames, whether all numbers are finite); latents to latents where the codec has programs of its own."""
         stage = Stage(self.denoiser, self.config.codec, static.pop("sampler"), self.config.shift)
-        return stage(params, codec, frames, given, noise, conditions, weights=weights, **static)
+        if not self.config.codec.in_pieces:
+            return stage(params, codec, frames, given, noise, conditions, weights=weights, **static)
+        latents = stage.integrate(params, Known(frames, given), noise, conditions, weights=weights, **static)
+        return latents, jnp.isfinite(latents).all()
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from fourreal.codecs.codec import Codec
 from fourreal.codecs.wan.config import WAN_2_1, WAN_2_2, WanVAEConfig
@@ -25,6 +25,7 @@ from fourreal.codecs.wan.parameters import random_parameters, read_parameters
 from fourreal.codecs.wan.tiles import Tiles
 from fourreal.errors import UserError
 from fourreal.grid import to_uint8, to_unit
+from fourreal.parallel.activations import spread
 from fourreal.serialize import to_json
 
 RANDOM = "random"  # instead of a folder of weights
@@ -32,7 +33,7 @@ RANDOM = "random"  # instead of a folder of weights
 
 @dataclasses.dataclass(frozen=True)
 class WanCodec(Codec):
-    """The autoencoder of Wan 2.1; views run side by side, times one after the other."""
+    """The autoencoder of Wan 2.1; cells (or views) are spread over the devices, of which each codes one at a time."""
 
     weights: str = ""
     """folder of the autoencoder as diffusers writes it; empty: not here, enough for training on stored latents; random:
@@ -43,6 +44,7 @@ class WanCodec(Codec):
     network: WanVAEConfig = WAN_2_1
 
     kind = "wan"
+    in_pieces = True
 
     @property
     def channels(self) -> int:
@@ -82,23 +84,28 @@ class WanCodec(Codec):
         return [range(1), *(range(t, t + step) for t in range(1, times, step))]
 
     def encode(self, parameters: Params, frames: UInt8[Array, "b v t h w 3"]) -> Float[Array, "b v u y x c"]:
-        def run(clips: jax.Array) -> jax.Array:
-            return encode(parameters, self.network, to_unit(clips), self.tiles)
+        def run(clip: jax.Array, parameters: Params) -> jax.Array:
+            return encode(parameters, self.network, to_unit(clip), self.tiles)
 
-        return self._over_views(run, frames)
+        return self.joined(spread(run, self.pieces(frames), parameters), *frames.shape[:2])
 
     def decode(self, parameters: Params, latents: Float[Array, "b v u y x c"]) -> UInt8[Array, "b v t h w 3"]:
-        def run(clips: jax.Array) -> jax.Array:
-            return to_uint8(decode(parameters, self.network, clips, self.tiles))
+        def run(clip: jax.Array, parameters: Params) -> jax.Array:
+            return to_uint8(decode(parameters, self.network, clip, self.tiles))
 
-        return self._over_views(run, latents)
+        return self.joined(spread(run, self.pieces(latents), parameters), *latents.shape[:2])
 
-    def _over_views(self, run, x: jax.Array) -> jax.Array:
-        """`run` of every view as a clip, or of every cell as a clip of one frame, one time after the other."""
-        if self.mode == "per_view":
-            return rearrange(run(rearrange(x, "b v t ... -> (b v) t ...")), "(b v) t ... -> b v t ...", b=len(x))
-        cells = jax.lax.map(run, rearrange(x, "b v t ... -> t (b v) 1 ..."))
-        return rearrange(cells, "t (b v) 1 ... -> b v t ...", b=len(x))
+    def pieces(self, x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "n 1 f *rest"]:
+        """Cells, or views."""
+        return rearrange(x, self._pattern)
+
+    def joined(self, pieces: Shaped[Array, "n 1 f *rest"], count: int, views: int) -> Shaped[Array, "b v t *rest"]:
+        grid, parts = self._pattern.split(" -> ")
+        return rearrange(pieces, f"{parts} -> {grid}", b=count, v=views)
+
+    @property
+    def _pattern(self) -> str:
+        return "b v t ... -> (b v t) 1 1 ..." if self.mode == "per_cell" else "b v t ... -> (b v) 1 t ..."
 
     def known(self, mask: Bool[np.ndarray, "*lead t"]) -> Bool[np.ndarray, "*lead u"]:
         """Which latents are given. Raises UserError, with mode per_view, where a view's given frames are not its first ones."""
