@@ -26,7 +26,7 @@ NETWORK = WanVAEConfig(
     latents_mean=(0.1, -0.2, 0.3),
     latents_std=(1.0, 2.0, 0.5),
 )
-CODECS = {mode: WanCodec(mode=mode, network=NETWORK) for mode in ("per_cell", "per_view")}
+CODECS = {mode: WanCodec("random", mode=mode, network=NETWORK) for mode in ("per_cell", "per_view")}
 MESHES = {1: MeshConfig(), 8: MeshConfig(data=2, fsdp=2, grid=2)}
 RNG = np.random.default_rng(0)
 MODES = pytest.mark.parametrize("mode", CODECS)
