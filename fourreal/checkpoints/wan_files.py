@@ -24,15 +24,18 @@ from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, weights_f
 from fourreal.checkpoints.upgrade import stored
 from fourreal.checkpoints.wan import check_names, check_shape, lacking, pieces, renamed_original
 from fourreal.checkpoints.weights import CONFIG, WEIGHTS, StoredTensor, fit_weights, open_weights, write_tensors
+from fourreal.codecs import Codec, PixelCodec
+from fourreal.codecs.wan import WAN_2_1, WAN_2_2, Wan22Codec, WanCodec, WanVAEConfig
 from fourreal.conditions import Text
 from fourreal.errors import MissingFile, UserError
 from fourreal.host.streamed import Streamed, write_streamed
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiT, VideoDiTConfig
 from fourreal.nn.low_rank import DOWN, UP
-from fourreal.serialize import to_json
+from fourreal.serialize import read_json, to_json
 
-TRANSFORMER = "transformer"  # its folder in a pipeline's
+TRANSFORMER, AUTOENCODER = "transformer", "vae"  # their folders in a pipeline's
+STEPS = 30  # denoising steps by default; Wan takes 50
 INDEX, SINGLE = "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
 BASE = "base."  # what the names of a base begin with in a folder of weights
@@ -225,9 +228,27 @@ def convert(folder: str | Path, out: Path, dtype: str | None = None, leave_out: 
         }
         write_streamed(out / WEIGHTS, tensors)
     (times, height, width), shift = RELEASED.get(config.channels, ((1, 2 * config.patch[1], 2 * config.patch[1]), 1.0))
-    spec = ModelSpec(config, GridDiTConfig("base"), 1, times, (height, width), shift)
+    codec = codec_of(files.folder.parent / AUTOENCODER, config.channels)
+    merged, down, across = codec.factors
+    times, size = 1 + merged * (times - 1), (height * down, width * across)
+    spec = ModelSpec(config, GridDiTConfig("base"), 1, times, size, shift, codec, STEPS)
     (out / CONFIG).write_text(json.dumps(stored(to_json(spec)), indent=2) + "\n")
     return Report(len(expected), tuple(odd), tuple(zeros))
+
+
+def codec_of(folder: Path, channels: int) -> Codec:
+    """The codec of a pipeline's autoencoder in `folder`, or of the released one where there is none; views are videos, as for
+    the base. Raises UserError for one whose latents have other channels."""
+    if (folder / CONFIG).is_file():
+        network = WanVAEConfig.from_diffusers(read_json(folder / CONFIG))
+        if network.z_dim != channels:
+            raise UserError(
+                f"{folder} has latents of {network.z_dim} channels, the transformer takes {channels}: mend the folder"
+            )
+        kind = Wan22Codec if network.is_residual else WanCodec
+        return kind(weights=str(folder.resolve()), mode="per_view", network=network)
+    released = {WAN_2_1.z_dim: WanCodec, WAN_2_2.z_dim: Wan22Codec}
+    return released[channels](mode="per_view") if channels in released else PixelCodec()
 
 
 def _left_out(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 result = pipe(frames, given)                    # uint8 [v t h w 3], bool [v t] -> uint8 [v t h w 3]
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Collection, Sequence
@@ -26,11 +27,13 @@ from fourreal.diffusion.stage import Stage
 from fourreal.errors import UserError
 from fourreal.grid import Known
 from fourreal.models.build import Params, model_table
+from fourreal.models.fusions import Base
+from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import count_slices, fit_mesh, make_mesh
 from fourreal.sampling.pieces import PieceCoder
-from fourreal.scene import Cameras
+from fourreal.scene import Cameras, reduced_cameras
 
 
 class GridPipeline:
@@ -48,6 +51,7 @@ class GridPipeline:
         weights_hash: str = "",
         mesh: Mesh | None = None,
         attention: AttentionConfig = AttentionConfig(),
+        coder: PieceCoder | None = None,
     ):
         self.config, self.weights_hash = spec, weights_hash
         if mesh is None:
@@ -62,7 +66,7 @@ class GridPipeline:
             layout.check_widths(spec.model)
             places = layout.shardings(params, model_table(spec.model, spec.grid))
             self.params = jax.tree.map(read_placed, params, places)
-        self.coder = PieceCoder(spec.codec, self.mesh)
+        self.coder = PieceCoder(spec.codec, self.mesh) if coder is None else coder
         whole = NamedSharding(self.mesh, P())  # every process can read the results
         static = ("sampler", "steps", "branches")
         self._sample = jax.jit(self._sample_unjitted, static_argnames=static, out_shardings=whole)
@@ -157,6 +161,11 @@ class GridPipeline:
         if given.shape != frames.shape[:2] or given.dtype != bool:
             raise UserError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
         check_shape(self.config, *frames.shape[:2], frames.shape[2:4])
+        if isinstance(self.config.grid.make_fusion(), Base) and min(frames.shape[:2]) > 1:
+            raise UserError(
+                f"a base makes clips, not a grid of {frames.shape[0]} views x {frames.shape[1]} times: ask for one view or one "
+                "time, or train a grid model on it (train.py ... --init-from)"
+            )
 
     def told(self, conditions: Conditions, frames: np.ndarray, given: np.ndarray) -> Conditions:
         """The conditions of one grid, checked, and what the host makes of the given frames, with a batch axis."""
@@ -169,6 +178,8 @@ class GridPipeline:
         told = {}
         for name, condition in listed.items():
             value = condition.check(said[name], *given.shape) if name in said else condition.from_frames(frames, given)
+            if isinstance(value, Cameras):  # of pixels, and the model's are those of latents
+                value = reduced_cameras(value, self.config.codec.factors[1])
             if value is not None:
                 told[name] = jax.tree.map(lambda array: array[None], value)
         return told
@@ -190,6 +201,11 @@ class GridPipeline:
             return stage(params, codec, frames, given, noise, conditions, weights=weights, **static)
         latents = stage.integrate(params, Known(frames, given), noise, conditions, weights=weights, **static)
         return latents, jnp.isfinite(latents).all()
+
+    def base(self) -> "GridPipeline":
+        """The base of the same weights alone, which makes clips."""
+        spec = dataclasses.replace(self.config, grid=GridDiTConfig("base"), views=1)
+        return GridPipeline(spec, {"base": self.params["base"]}, self.weights_hash, self.mesh, coder=self.coder)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

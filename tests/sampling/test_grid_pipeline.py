@@ -124,11 +124,16 @@ def test_wrong_options_are_refused_with_what_was_expected(pipe, options, message
         pipe(FRAMES, GIVEN, steps=2, **options)
 
 
-def test_a_base_alone_is_refused_as_a_grid_pipeline(tmp_path):
-    spec = ModelSpec(BASE, GridDiTConfig("base"), views=3, times=2, size=(8, 8))
-    save_weights(tmp_path, fresh_params(BASE, GridDiTConfig("base"), 0), to_json(spec))
-    with pytest.raises(ValueError, match="base on clips"):
-        fourreal.load_pipeline(tmp_path)
+def test_a_base_alone_samples_clips_and_refuses_grids(tmp_path, pipe, params):
+    spec = ModelSpec(BASE, GridDiTConfig("base"), views=1, times=2, size=(8, 8))
+    save_weights(tmp_path, {"base": params["base"]}, to_json(spec), dtype="float32")
+    base = fourreal.load_pipeline(tmp_path)
+    video, given = base(FRAMES[:1], ~GIVEN[1:2], steps=2), ~GIVEN[1:2]
+    np.testing.assert_array_equal(video[given], FRAMES[:1][given])
+    np.testing.assert_array_equal(video, pipe.base()(FRAMES[:1], given, steps=2))
+    assert base(FRAMES[:, :1], GIVEN[:, :1], steps=1).shape == (3, 1, 8, 8, 3)
+    with pytest.raises(ValueError, match="makes clips, not a grid of 3 views x 2 times"):
+        base(FRAMES, GIVEN, steps=2)
 
 
 def test_the_attention_kernel_is_the_callers():
