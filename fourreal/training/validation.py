@@ -64,13 +64,14 @@ def make_validation(
         return sampled, frames if frames.dtype == jnp.uint8 else config.codec.decode(codec, frames)
 
     def error(params: Params, codec: Any, batch: dict[str, Any], noise: jax.Array) -> jax.Array:
-        """Mean squared error of the unknown latents that exist, of each grid."""
+        """Mean squared error of the unknown latents that exist and are valid, of each grid."""
         x0, given = to_latents(config.codec, codec, batch["frames"]), batch["given"]
         known = Known(x0, given, valid=batch.get("valid"))
         sampled = stage.integrate(params, known, noise, batch["conditions"], steps=config.sampling_steps)
-        weight = ~given & batch.get("exists", True)
-        squares = jnp.mean(jnp.square(sampled - x0), axis=(3, 4, 5))
-        return jnp.sum(weight * squares, axis=(1, 2)) / jnp.maximum(jnp.sum(weight, axis=(1, 2)), 1)
+        weight = jnp.broadcast_to((~given & batch.get("exists", True))[..., None, None], x0.shape[:-1])
+        weight = weight & batch.get("valid", True)
+        squares = jnp.where(weight, jnp.mean(jnp.square(sampled - x0), axis=-1), 0)
+        return jnp.sum(squares, axis=(1, 2, 3, 4)) / jnp.maximum(jnp.sum(weight, axis=(1, 2, 3, 4)), 1)
 
     losses, sample, error = (jax.jit(function, out_shardings=whole) for function in (losses, sample, error))
 
