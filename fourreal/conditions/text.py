@@ -21,8 +21,8 @@ from fourreal.grid import Cells, Known
 from fourreal.nn.linear import MLP
 from fourreal.parallel.layout import FSDP
 from fourreal.scene import Scene
+from fourreal.text.file import TOKENS
 
-TOKENS = 512  # of an embedded text, as Wan takes it
 EMPTY = "empty_text"  # in `Scene.more`: features [n k] of the empty prompt
 
 
