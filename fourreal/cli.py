@@ -40,6 +40,11 @@ VERBS = {
         "make a base of a pretrained Wan transformer, or go back",
     ),
     "encode": ("fourreal.data.encode", "Encode", "turn a data set of pixels into latents and text features"),
+    "embed-text": (
+        "fourreal.text.command",
+        "EmbedText",
+        "features of prompts, for training and sampling: fourreal embed-text PROMPTS.txt --encoder FOLDER",
+    ),
     "plan": ("fourreal.planning.plan", "Plan", "what training needs on TPUs or GPUs that are not there"),
     "cameras convert": ("fourreal.media.cameras_command", "Convert", "write a camera file in another form"),
     "cameras check": (

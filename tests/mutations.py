@@ -49,6 +49,8 @@ SYNC = "models/fusions/test_sync.py::test_"
 GRID_DIT = "models/test_grid_dit.py::test_"
 CONDITION = "conditions/test_condition.py::test_"
 CAMERAS = "conditions/test_cameras.py::test_"
+TEXT = "conditions/test_text.py::test_"
+EMBED = "text/test_command.py::test_"
 HINTS = "conditions/test_hints.py::test_"
 RIG = "sampling/test_rig.py::test_"
 RAYS = "geometry/test_rays.py::test_"
@@ -225,6 +227,43 @@ BREAKS = [
         "value.ndim))), null, value)",
         "value.ndim))), value, null)",
         CAMERAS + "null_and_dropped_cameras_are_not_known_and_keep_their_shapes",
+    ),
+    Break(
+        "conditions/text.py",
+        "Prompt(padded(value.negative, value.features.shape[-2]), value.negative)",
+        "super().null(value)",
+        TEXT + "dropped_text_is_the_negative_with_zeros_after_it_in_training_and_in_guidance",
+    ),
+    Break(
+        "conditions/text.py",
+        "if empty is None and self.drop:",
+        "if False:",
+        TEXT + "an_example_is_dropped_to_the_empty_prompt_which_the_source_must_hold_for_that",
+    ),
+    Break(
+        "text/encoder.py",
+        "[*tokens[: TOKENS - 1], tokens[-1]]",
+        "list(tokens[:TOKENS])",
+        EMBED + "a_long_prompt_is_cut_before_its_end_and_its_line_named",
+    ),
+    Break(
+        "text/command.py",
+        "lines.setdefault(prompt, number)",
+        "lines[line] = number",
+        EMBED + "each_line_is_a_prompt_and_the_empty_and_wan_s_negative_one_are_there_too",
+    ),
+    Break(
+        "sampling/cascade.py",
+        'guidance_scale if options["guide"] else 1.0',
+        "guidance_scale",
+        "sampling/test_cascade.py::test_guidance_by_what_one_stage_takes_guides_that_stage_alone",
+    ),
+    Break(
+        "sampling/pipeline.py",
+        "guided_names(guide, self.conditions)",
+        "guided_names(None, self.conditions)",
+        "sampling/test_grid_pipeline.py::"
+        "test_guidance_by_text_alone_goes_away_from_the_negative_prompt_and_keeps_the_given_cells",
     ),
     Break(
         "conditions/cameras.py",

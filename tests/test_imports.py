@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("tensorflow", "torch", "tensorflow_datasets", "grain", "orbax", "panda3d")
+HEAVY = ("tensorflow", "torch", "transformers", "tensorflow_datasets", "grain", "orbax", "panda3d")
 
 
 def run(*arguments: str) -> str:

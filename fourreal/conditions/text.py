@@ -6,11 +6,12 @@ take part, as Wan was trained.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
@@ -21,8 +22,9 @@ from fourreal.grid import Cells, Known
 from fourreal.nn.linear import MLP
 from fourreal.parallel.layout import FSDP
 from fourreal.scene import Scene
+from fourreal.text.file import TOKENS, read_texts
 
-TOKENS = 512  # of an embedded text, as Wan takes it
+PATH = tyro.conf.arg(metavar="PATH")
 EMPTY = "empty_text"  # in `Scene.more`: features [n k] of the empty prompt
 
 
@@ -32,6 +34,18 @@ class Prompt(NamedTuple):
     features: Float[Array, "*b l k"]
     negative: Float[Array, "*b n k"] | None = None
     """of the empty or a negative prompt, n at most l; None: the prompt cannot be dropped"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """What the text says."""
+
+    text: Annotated[str | None, PATH] = None
+    """file of fourreal embed-text, for a checkpoint with text; its negative prompt is what guidance goes away from"""
+    prompt: str | None = None
+    """which of the file's prompts; none: its only one"""
+    encoder: Annotated[str | None, PATH] = None
+    """instead of a file, a Wan pipeline's folder whose encoder embeds the prompt now; needs pip install -e '.[text]'"""
 
 
 class TextTokens(nnx.Module):
@@ -61,6 +75,7 @@ class Text(Condition):
     kind = "text"
     axes = {"": "b", "features": "b", "negative": "b"}  # noqa: RUF012
     cross = True
+    Options = TextOptions
 
     def module(self, base: Any, rngs: nnx.Rngs) -> nnx.Module:
         return TextTokens(self.width, base, rngs=rngs)
@@ -95,6 +110,33 @@ class Text(Condition):
         """As `Condition.check`; of features alone, too: a prompt that cannot be dropped, so without guidance by text."""
         parts = value if isinstance(value, Prompt) else Prompt(value)
         return Prompt(*(None if part is None else padded(self._features(part)) for part in parts))
+
+    @classmethod
+    def check_options(cls, options: TextOptions) -> str:
+        if options.text is not None and options.encoder is not None:
+            raise UserError("--text and --encoder both give the prompt's features: give one")
+        said = {"--text": options.text, "--encoder": options.encoder, "--prompt": options.prompt}
+        return next((name for name, value in said.items() if value is not None), "")
+
+    def from_options(self, options: TextOptions, inputs: Any) -> tuple[Prompt, str]:
+        if options.encoder is not None and options.prompt is not None:
+            from fourreal.text.encoder import embed_prompt
+
+            texts = embed_prompt(options.prompt, options.encoder)
+        elif options.text is not None:
+            texts = read_texts(options.text)
+        else:
+            raise UserError(
+                "the checkpoint takes text: give --text FILE, which fourreal embed-text PROMPTS.txt --encoder FOLDER --out FILE"
+                " writes, or --prompt and --encoder"
+            )
+        prompt = texts.find(options.prompt)
+        if texts.width != self.width:
+            raise UserError(
+                f"the text's features are {texts.width} wide, the checkpoint takes {self.width}: embed the prompts with the "
+                "encoder of its base"
+            )
+        return self.check(Prompt(texts.features[prompt], texts.negative), 0, 0), f", prompt: {prompt}"
 
     def _features(self, value: Any) -> Float[np.ndarray, "l k"]:
         value = np.asarray(value, np.float32)

@@ -8,6 +8,7 @@ given cells sees them at noise level sigma, as unknown, and nothing that was mad
 """
 
 import dataclasses
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fourreal.conditions.condition import Conditions, complete, without
+from fourreal.conditions.condition import Condition, Conditions, complete, without
 from fourreal.diffusion.denoiser import Denoiser, Sigma
 from fourreal.errors import UserError
 from fourreal.grid import Cells, Known, cell_sigma, shown
 from fourreal.models.build import Params
+
+GUIDED = frozenset({"given", "text"})  # what guidance goes without by default
 
 
 class Branch(NamedTuple):
@@ -29,12 +32,24 @@ class Branch(NamedTuple):
 
 
 def scale_branches(
-    scale: float, drop: frozenset[str] = frozenset({"given", "text"})
+    scale: float, drop: frozenset[str] = GUIDED
 ) -> tuple[tuple[Branch, ...], Float[np.ndarray, "branches"]]:
     """(branches, weights) of the usual guidance scale: x0(drop) + scale [x0() - x0(drop)]; at 1 one evaluation."""
     if scale == 1:
         return (Branch(),), np.ones(1, np.float32)
     return (Branch(drop), Branch()), np.array([1 - scale, scale], np.float32)
+
+
+def guided_names(guide: Collection[str] | None, conditions: Sequence[Condition]) -> frozenset[str]:
+    """What guidance goes without: `given` or names of conditions; None: given and text. Raises UserError for others."""
+    names = dict.fromkeys(["given", *(condition.name for condition in conditions)])
+    if guide is None:
+        return GUIDED
+    if odd := [name for name in guide if name not in names]:
+        raise UserError(
+            f"guidance by {odd[0]}: this checkpoint takes no such thing, expected some of {', '.join(names)}"
+        )
+    return frozenset(guide)
 
 
 @dataclasses.dataclass(frozen=True)

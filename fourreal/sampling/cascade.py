@@ -7,7 +7,8 @@ Every stage has its own weights, and noise of its own. A stage is told the frame
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -15,6 +16,7 @@ from jaxtyping import Bool, UInt8
 from fourreal.checkpoints.specs import ModelSpec
 from fourreal.conditions import LowRes
 from fourreal.conditions.condition import Condition, Conditions
+from fourreal.diffusion.guidance import guided_names
 from fourreal.diffusion.noise import cell_noise
 from fourreal.errors import UserError
 from fourreal.sampling.pipeline import GridPipeline
@@ -80,16 +82,24 @@ class Cascade:
         frames: UInt8[np.ndarray, "v t h w 3"],
         given: Bool[np.ndarray, "v t"],
         *,
+        text: Any = None,
         cameras: Cameras | None = None,
         conditions: Conditions | None = None,
+        guidance_scale: float = 1.0,
+        guide: Collection[str] | None = None,
         seed: int | Sequence[int] = 0,
         **options,
     ) -> UInt8[np.ndarray, "v t h w 3"]:
-        """As `GridPipeline.__call__`, with frames of the last stage's size; the steps and the rest are those of every stage."""
+        """As `GridPipeline.__call__`, with frames of the last stage's size; the steps and the rest are those of every stage.
+
+        What one stage does not take is said to the others alone, and guides these alone.
+        """
+        named = {"text": text, "cameras": cameras}
+        said = dict(conditions or {}) | {name: value for name, value in named.items() if value is not None}
         if np.ndim(seed):
-            each = [self(frames, given, cameras=cameras, conditions=conditions, seed=one, **options) for one in seed]
-            return np.stack(each)
-        said = dict(conditions or {}) | ({} if cameras is None else {"cameras": cameras})
+            options |= {"guidance_scale": guidance_scale, "guide": guide}
+            return np.stack([self(frames, given, conditions=said, seed=one, **options) for one in seed])
+        drop = guided_names(guide, [condition for stage in self.stages for condition in stage.conditions])
         taken = {condition.name for condition in self.conditions}
         if unknown := [name for name, value in said.items() if value is not None and name not in taken]:
             raise UserError(
@@ -106,6 +116,8 @@ class Cascade:
                 low = enlarging(stage)
                 noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))
                 told["low_res"] = low.blurred(grid / np.float32(127.5) - 1, noise, low.sampled)
+            options["guide"] = drop & {"given", *own}
+            options["guidance_scale"] = guidance_scale if options["guide"] else 1.0
             grid = stage(reduced_frames(frames, boxes), given, conditions=told, seed=seed, stage=number, **options)
         return grid
 

@@ -76,7 +76,9 @@ class Sampling:
     steps: int | None = None
     """denoising steps of every stage; none: as many as the checkpoint names for each"""
     guidance_scale: float = 1.0
-    """classifier-free guidance over the given cells; 1 is none, and half the work"""
+    """classifier-free guidance over the given cells and the text; 1 is none, and half the work"""
+    guide: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None
+    """what it goes over instead: given, or names of conditions; the text alone is --guide text"""
     method: Sampler = Euler()
     """how the flow is integrated: euler; heun, which takes twice the time a step; unipc, of order 2 at euler's price"""
     seed: int = 0
@@ -151,6 +153,7 @@ class Sample:
     def sample(self, peers: "Peers") -> None:
         """As one of these processes. Checks the inputs before any weights load; raises UserError or OSError with one line."""
         from fourreal.checkpoints.specs import check_shape, describe_checkpoint
+        from fourreal.diffusion.guidance import guided_names
         from fourreal.sampling.results import check_destination
 
         sampling, seeds = self.sampling, self.sampling.chosen()
@@ -158,6 +161,10 @@ class Sample:
             raise UserError(f"--steps {sampling.steps}: give 1 to {MOST_STEPS} steps")
         if not 0 <= sampling.guidance_scale < math.inf:
             raise UserError(f"--guidance-scale {sampling.guidance_scale}: give 0 or more; 1 is no guidance")
+        if sampling.guide is not None and (not sampling.guide or sampling.guidance_scale == 1):
+            raise UserError(
+                "--guide names what --guidance-scale goes over: give both, as --guidance-scale 5 --guide text"
+            )
         out = None if self.output.out is None else Path(os.path.expanduser(self.output.out))
         folders = {seed: out if sampling.seeds is None else out and out / f"seed{seed}" for seed in seeds}
 
@@ -174,8 +181,9 @@ class Sample:
         size = spec.size if sampling.size is None else sampling.size
         check_shape(spec, views, times, size)
         taken = self.taken_conditions(specs)
+        guided_names(sampling.guide, tuple(taken.values()))
         inputs = self.read_inputs((views, times, *size))
-        told, line = self.read_conditions(taken, inputs)
+        told, words = self.read_conditions(taken, inputs)
         for seed in seeds:
             default = _free(Path(f"out/{inputs.name}-{Path(self.inputs.checkpoint).name}-seed{seed}"))
             folders[seed] = folders[seed] or default
@@ -185,8 +193,11 @@ class Sample:
         if inputs.given.all():
             raise UserError("every cell of the grid is given, so there is nothing to sample: leave some out")
         cells = f"{inputs.given.sum()} of {inputs.given.size} cells given"
-        print(f"{inputs.name}: {views} views x {times} times at {size[0]}x{size[1]}, {cells}{line}", flush=True)
-        self._sample(inputs, told, folders, peers)
+        print(
+            f"{inputs.name}: {views} views x {times} times at {size[0]}x{size[1]}, {cells}{''.join(words.values())}",
+            flush=True,
+        )
+        self._sample(inputs, told, words, folders, peers)
 
     def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
         """The inputs that the options name, in a grid of `shape` (views, times, height, width), with their cameras."""
@@ -237,18 +248,22 @@ class Sample:
                 )
         return taken
 
-    def read_conditions(self, taken: dict[str, Condition], inputs: "GridInput") -> tuple[dict[str, Any], str]:
-        """What the stages' models are told besides the given cells, by name, and the words that say so."""
-        told, words = {}, ""
+    def read_conditions(
+        self, taken: dict[str, Condition], inputs: "GridInput"
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """What the stages' models are told besides the given cells, and the words that say so, by name."""
+        told, words = {}, {}
         for kind in Condition.kinds():
             options = getattr(self, kind.kind, None)
             if options is not None and kind.kind in taken:
                 value, line = taken[kind.kind].from_options(options, inputs)
                 told |= {} if value is None else {kind.kind: value}
-                words += line
+                words |= {kind.kind: line} if line else {}
         return told, words
 
-    def _sample(self, inputs: "GridInput", told: dict[str, Any], folders: dict[int, Path], peers: "Peers") -> None:
+    def _sample(
+        self, inputs: "GridInput", told: dict[str, Any], words: dict[str, str], folders: dict[int, Path], peers: "Peers"
+    ) -> None:
         from fourreal.sampling.load import load_pipeline
         from fourreal.sampling.results import GridResult, score_table, scores, write_result
 
@@ -265,6 +280,7 @@ class Sample:
                 conditions=told,
                 steps=sampling.steps,
                 guidance_scale=sampling.guidance_scale,
+                guide=sampling.guide,
                 method=sampling.method,
                 seed=seed,
             )
@@ -273,6 +289,7 @@ class Sample:
                 continue
             about = {
                 "options": self.options(seed) | {"steps": steps},
+                "told": {name: line.removeprefix(", ") for name, line in words.items()},
                 "model": to_json(pipe.config),
                 "weights_hash": pipe.weights_hash,
                 "notes": list(inputs.notes),

@@ -20,7 +20,7 @@ from fourreal.checkpoints.specs import ModelSpec, check_shape
 from fourreal.checkpoints.weights import read_placed
 from fourreal.conditions.condition import Condition, Conditions
 from fourreal.diffusion.denoiser import make_denoiser
-from fourreal.diffusion.guidance import Branch, scale_branches
+from fourreal.diffusion.guidance import Branch, guided_names, scale_branches
 from fourreal.diffusion.noise import cell_noise
 from fourreal.diffusion.samplers import Sampler
 from fourreal.diffusion.stage import Stage
@@ -87,6 +87,7 @@ class GridPipeline:
         steps: int | None = None,
         untold: Collection[str] = (),
         guidance_scale: float = 1.0,
+        guide: Collection[str] | None = None,
         method: str | Sampler = "euler",
         seed: int | Sequence[int] = 0,
         stage: int = 0,
@@ -96,12 +97,13 @@ class GridPipeline:
         Args:
             frames: pixels; only the given cells are read. Any numbers of views and times, any size that the patch divides.
             given: which cells are inputs; any subset, also none.
-            text: features [l k] of a prompt, for models with text.
+            text: features [l k] of a prompt, for models with text; with guidance by text `Prompt(features, negative)`.
             cameras: one a view, K [v 3 3] in pixels of `frames` and c2w [v 4 4], for models with cameras.
             conditions: further ones, or these, by name.
             untold: names of conditions that the model is not told; its own hints, say.
             steps: denoising steps; by default those that the checkpoint names.
             guidance_scale: weight of the given cells (and the text) against a sample without; 1 is no guidance.
+            guide: what that sample goes without instead: "given", or names of conditions; the text alone is ("text",).
             method: euler; heun, which evaluates the model twice a step; unipc, of order 2; or a sampler.
             seed: of the noise; each cell's is keyed by (seed, stage, v, t). Several give [seeds v t h w 3], each as if alone.
             stage: of a cascade, from 0; each has noise of its own.
@@ -122,7 +124,7 @@ class GridPipeline:
                 raise UserError(f"{name} is given twice, by itself and in conditions: give it once")
         told = self.told(told, frames, given)
         sampler = Sampler.named(method)() if isinstance(method, str) else method
-        branches, weights = scale_branches(guidance_scale)
+        branches, weights = scale_branches(guidance_scale, guided_names(guide, self.conditions))
         branches = tuple(Branch(branch.drop | frozenset(untold)) for branch in branches)
         known = np.where(given[..., None, None, None], frames, 0)[None]
         latents = self.config.codec.known(given)[None]

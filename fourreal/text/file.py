@@ -22,6 +22,7 @@ from fourreal.errors import MissingFile, UserError
 from fourreal.host.streamed import Streamed, write_streamed
 
 FORMAT = "fourreal text 1"
+TOKENS = 512  # of a text, as Wan takes it
 NEAREST = 3  # prompts that an error names
 
 

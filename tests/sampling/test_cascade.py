@@ -46,12 +46,38 @@ def cascade(weights):
     return Cascade(tuple(GridPipeline(spec, each) for spec, each in zip((LOW, HIGH), weights, strict=True)))
 
 
+class Spied:
+    """A stage that tells what it is asked to guide by."""
+
+    def __init__(self, stage, asked):
+        self.config, self.conditions, self._stage, self._asked = stage.config, stage.conditions, stage, asked
+
+    def __call__(self, *arguments, guide, guidance_scale, **options):
+        self._asked.append([tuple(sorted(guide)), guidance_scale])
+        return self._stage(*arguments, **options)
+
+
 @pytest.fixture
 def folder(weights, tmp_path):
     """The cascade as a folder of weights."""
     save_weights(tmp_path / "both", weights[1], to_json(HIGH))
     save_weights(tmp_path / "both" / "low", weights[0], to_json(LOW))
     return tmp_path / "both"
+
+
+def test_guidance_by_what_one_stage_takes_guides_that_stage_alone(cascade):
+    """The first stage takes cameras, the second none: without them its two branches would be the same, at twice the work."""
+    low, high = cascade.stages
+    asked = []
+    stages = tuple(Spied(stage, asked) for stage in (low, high))
+    cameras = trajectory("orbit:60", 2, (16, 16))
+    options = {"cameras": cameras, "guidance_scale": 3.0, "steps": 1}
+    Cascade(stages)(FRAMES, GIVEN, guide=("cameras",), **options)
+    Cascade(stages)(FRAMES, GIVEN, **options)
+    guided, plain = [("cameras",), 3.0], [(), 1.0]
+    assert asked == [guided, plain, [("given",), 3.0], [("given",), 3.0]]
+    with pytest.raises(UserError, match=r"guidance by text: .* expected some of given, hints, cameras, low_res"):
+        cascade(FRAMES, GIVEN, guide=("text",), **options)
 
 
 def test_the_first_stage_samples_the_reduced_grid_and_the_next_is_told_it(cascade):

@@ -1,9 +1,12 @@
 """What `fourreal sample` asks a pipeline for, what it writes, and what it refuses before any weights load."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,20 +15,23 @@ from PIL import Image
 from fourreal import cli
 from fourreal.checkpoints import specs as checkpoints
 from fourreal.checkpoints.specs import ModelSpec
-from fourreal.conditions import Cameras, Hints
+from fourreal.conditions import Cameras, Hints, Text
 from fourreal.diffusion.samplers import Euler, Heun, UniPC
 from fourreal.geometry.trajectories import trajectory
 from fourreal.media.videos import write_video
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.sampling import inputs
 from fourreal.sampling import load as pipelines
+from fourreal.text import encoder
+from fourreal.text.file import write_texts
 
 SHAPE = (3, 4, 16, 16)
 BASE = VideoDiTConfig(
     width=12, depth=1, heads=2, mlp_width=16, patch=(1, 4, 4), frequency_width=8, conditions=(Hints(), Cameras())
 )
 SPEC = ModelSpec(BASE, GridDiTConfig("hard"), views=SHAPE[0], times=SHAPE[1], size=SHAPE[2:])
-PLAIN = {"conditions": {}, "steps": None, "guidance_scale": 1.0, "method": Euler(), "seed": 0}
+TINY_UMT5 = Path(__file__).parents[1] / "fixtures" / "text"
+PLAIN = {"conditions": {}, "steps": None, "guidance_scale": 1.0, "guide": None, "method": Euler(), "seed": 0}
 
 
 class GreyPipeline:
@@ -143,6 +149,98 @@ def test_a_checkpoint_without_cameras_refuses_those_asked_for(pipeline, capsys, 
     monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: blind)
     assert "--trajectory: the checkpoint nano takes no cameras" in fails(capsys, "--trajectory", "orbit")
     assert sample("--out", "out/a") == 0 and pipeline.calls[0][2]["conditions"] == {}
+
+
+@pytest.fixture
+def with_text(pipeline, monkeypatch):
+    """The checkpoint takes text; two.safetensors holds two prompts, one.safetensors one, wide.safetensors wider features."""
+    spec = replace(SPEC, model=replace(BASE, conditions=(Text(width=4),)))
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: spec)
+    for name, prompts, width in (("two", ["a dog", "two cats"], 4), ("one", ["a dog"], 4), ("wide", ["a dog"], 8)):
+        features = [np.full((i + 1, width), i + 1, np.float32) for i in range(2 + len(prompts))]
+        write_texts(Path(f"{name}.safetensors"), prompts, "blurred", [len(each) for each in features], width, features)
+    return pipeline
+
+
+def told_text(pipeline, call=-1):
+    """(number, tokens that are not zero) of the prompt and of its negative, as the pipeline is told."""
+    prompt = pipeline.calls[call][2]["conditions"]["text"]
+    assert prompt.features.shape == prompt.negative.shape == (512, 4)
+    return tuple((part.max(), int(part.any(axis=1).sum())) for part in prompt)
+
+
+def test_a_prompt_of_a_file_reaches_the_pipeline_with_the_negative_one_and_metadata(with_text, capsys, tmp_path):
+    assert sample("--text", "two.safetensors", "--prompt", "two  cats", "--out", "out/a") == 0
+    assert told_text(with_text) == ((4, 4), (2, 2))
+    assert "given, prompt: two cats\n" in capsys.readouterr().out
+    assert sample("--text", "one.safetensors", "--out", "out/b") == 0
+    assert told_text(with_text) == ((3, 3), (2, 2))
+    told = [json.loads((tmp_path / f"out/{name}/metadata.json").read_text())["told"] for name in "ab"]
+    assert told == [{"text": "prompt: two cats"}, {"text": "prompt: a dog"}]
+
+
+def test_a_prompt_is_embedded_by_an_encoder_that_is_closed_before_the_model_loads(with_text, monkeypatch):
+    closed, embedded = [], []
+
+    @contextlib.contextmanager
+    def opened(folder, dtype="float32"):
+        yield SimpleNamespace(
+            width=4,
+            config_hash="",
+            tokens=lambda prompts: embedded.extend(prompts) or [[1] * (len(each.split()) + 1) for each in prompts],
+            features=lambda tokens: [np.ones((len(each), 4), np.float32) for each in tokens],
+        )
+        closed.append(folder)
+
+    def load(name, mesh):
+        assert closed == ["wan"]
+        return with_text
+
+    monkeypatch.setattr(encoder, "open_encoder", opened)
+    monkeypatch.setattr(pipelines, "load_pipeline", load)
+    assert sample("--prompt", "a red dog", "--encoder", "wan", "--out", "out/a") == 0
+    assert told_text(with_text) == ((1, 4), (1, 2)) and embedded == ["", encoder.NEGATIVE, "a red dog"]
+
+
+def test_guidance_goes_over_the_text_alone_where_that_is_said(with_text):
+    words = ("--text", "one.safetensors", "--guidance-scale", "5", "--out")
+    assert sample(*words, "out/a", "--guide", "text") == 0 and sample(*words, "out/b") == 0
+    assert [call[2]["guide"] for call in with_text.calls] == [("text",), None]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "the checkpoint takes text: give --text FILE, which fourreal embed-text"),
+        (["--prompt", "a dog"], "the checkpoint takes text: give --text FILE"),
+        (["--encoder", "wan"], "or --prompt and --encoder"),
+        (["--text", "one.safetensors", "--encoder", "wan"], "--text and --encoder both give the prompt's features"),
+        (["--text", "none.safetensors"], "there is no file none.safetensors"),
+        (["--text", "long.mp4"], "long.mp4 is broken"),
+        (["--text", "two.safetensors"], 'the file holds 2 prompts, "a dog", "two cats": name one'),
+        (
+            ["--text", "two.safetensors", "--prompt", "a cat"],
+            'no prompt "a cat"; the nearest of its 2: "two cats", "a dog"',
+        ),
+        (["--text", "wide.safetensors"], "the text's features are 8 wide, the checkpoint takes 4"),
+        (["--prompt", "a dog", "--encoder", "wan"], "there is no wan/text_encoder/config.json"),
+        (
+            ["--prompt", "a dog", "--encoder", str(TINY_UMT5)],
+            "pip install -e '.[text]' brings it, here or where you run",
+        ),
+        (["--text", "one.safetensors", "--guide", "text"], "--guide names what --guidance-scale goes over: give both"),
+        (["--guidance-scale", "2", "--guide", "tex"], "guidance by tex: this checkpoint takes no such thing"),
+    ],
+)
+def test_text_that_is_none_is_one_line_before_any_weights_load(with_text, capsys, monkeypatch, argv, words):
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh: pytest.fail("loaded"))
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    assert words in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize("option", ["--text", "--prompt", "--encoder"])
+def test_a_checkpoint_without_text_refuses_the_text_s_options(pipeline, capsys, option):
+    assert f"{option}: the checkpoint nano takes no text; train one with" in fails(capsys, option, "x")
 
 
 @pytest.mark.parametrize(("text", "method"), [("heun", Heun()), ("unipc", UniPC())])

@@ -1,6 +1,7 @@
 """`load_pipeline` and what it promises about given cells, seeds and sizes."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import fourreal
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
 from fourreal.checkpoints.weights import save_weights
-from fourreal.conditions import Cameras, Hints
+from fourreal.conditions import Cameras, Hints, Prompt, Text
+from fourreal.errors import UserError
 from fourreal.geometry.trajectories import trajectory
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
@@ -69,6 +71,38 @@ def test_guidance_of_one_is_no_guidance_and_another_weight_changes_unknown_cells
     np.testing.assert_array_equal(guided[GIVEN], FRAMES[GIVEN])
 
 
+@pytest.fixture(scope="module")
+def text_pipe():
+    spec = replace(SPEC, model=replace(BASE, depth=1, conditions=(Text(width=6),)))
+    fresh = fresh_params(spec.model, spec.grid, 0)
+    params = jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(1).standard_normal(x.shape, np.float32), fresh)
+    return GridPipeline(spec, params)
+
+
+FEATURES, NEGATIVE = (np.random.default_rng(2).normal(size=(tokens, 6)).astype(np.float32) for tokens in (5, 3))
+
+
+def test_guidance_by_text_alone_goes_away_from_the_negative_prompt_and_keeps_the_given_cells(text_pipe):
+    sample = partial(text_pipe, FRAMES, GIVEN, steps=2, guidance_scale=4.0)
+    plain = text_pipe(FRAMES, GIVEN, steps=2, text=FEATURES).astype(int)
+    same = sample(text=Prompt(FEATURES, FEATURES), guide=("text",))
+    assert np.abs(same - plain).max() <= 1  # rounding: both branches say the same
+    over_text, over_both = (sample(text=Prompt(FEATURES, NEGATIVE), guide=guide) for guide in (("text",), None))
+    assert np.abs(over_text - plain).max() > 5 and np.abs(over_both - plain).max() > 5
+    assert (over_text != over_both).any()
+    np.testing.assert_array_equal(over_text[GIVEN], FRAMES[GIVEN])
+    np.testing.assert_array_equal(over_both, sample(text=Prompt(FEATURES, NEGATIVE), guide=("given", "text")))
+
+
+def test_features_alone_are_sampled_without_guidance_by_text(text_pipe):
+    prompt = Prompt(np.concatenate([FEATURES, np.zeros((507, 6), np.float32)]), NEGATIVE)
+    options = {"steps": 2, "guidance_scale": 2.0, "guide": ("given",)}
+    of_features, of_prompt = (text_pipe(FRAMES, GIVEN, text=text, **options) for text in (FEATURES, prompt))
+    np.testing.assert_array_equal(of_features, of_prompt)
+    with pytest.raises(UserError, match=r"text=Prompt\(features, negative\)"):
+        text_pipe(FRAMES, GIVEN, steps=2, text=FEATURES, guidance_scale=2.0)
+
+
 def test_any_subset_may_be_given_also_none(pipe):
     assert pipe(FRAMES, np.zeros((3, 2), bool), steps=2).shape == FRAMES.shape
 
@@ -115,6 +149,7 @@ def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, st
         ({"seed": -1}, "seed from 0"),
         ({"seed": [0, 2**32]}, "seed from 0"),
         ({"method": "hean"}, "did you mean 'heun'"),
+        ({"guidance_scale": 2.0, "guide": ["text"]}, "guidance by text: .* expected some of given, hints"),
         ({"text": np.zeros((3, 8), np.float32)}, "takes no text"),
         ({"conditions": {"wind": 3.0}}, "takes no wind"),
     ],
