@@ -2,8 +2,9 @@
 
 Sources: the pages TPU v4, TPU v5e, TPU v5p, TPU v6e and TPU7x of Google Cloud's documentation; links and the data-centre
 network from "How to Scale Your Model" (Austin et al., part 2), whose figures are what links reach, about a tenth below the
-pages'; NVIDIA's H100 data sheet (SXM, dense). `usable` is what XLA's TPU compiler (libtpu 0.0.42) lets a program take; of a
-GPU, whose driver shows 79 GiB, the three quarters that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+pages'; NVIDIA's H100 data sheet (SXM, dense) and white paper of the Ada architecture (dense, sums in fp32; PCIe, and a
+network of 25 Gbit/s). `usable` is what XLA's TPU compiler (libtpu 0.0.42) lets a program take; of a GPU, whose driver shows
+79 GiB, or 23.5 of the RTX 4090's, the three quarters that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 """
 
 import dataclasses
@@ -103,6 +104,19 @@ CHIPS = {
         ),
         Chip(
             "h100", 989e12, 80 * GB, int(0.75 * 79 * GIB), 3350 * GB, 450 * GB, 0, 1, 50 * GB, 8, kinds=("NVIDIA H100",)
+        ),
+        Chip(
+            "rtx4090",
+            165e12,
+            24 * GIB,
+            int(0.75 * 23.5 * GIB),
+            1008 * GB,
+            32 * GB,
+            0,
+            1,
+            3.125 * GB,
+            8,
+            kinds=("NVIDIA GeForce RTX 4090",),
         ),
     )
 }

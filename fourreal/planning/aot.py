@@ -1,4 +1,4 @@
-"""The training step compiled for accelerators that are not there: what it needs and what it does.
+"""A program compiled for accelerators that are not there, the training step here: what it needs and what it does.
 
 XLA's own compiler for TPUs comes with libtpu (`make setup` or the extra `tpu` brings it) and runs on any Linux machine. It
 runs in a process of its own, which gets a question as JSON and prints an answer as JSON: libtpu wants an environment of its
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fourreal.data.batches import PipelineConfig
 from fourreal.errors import UserError
@@ -54,6 +54,10 @@ class Question:
     """of a frame, in pixels or latent pixels"""
     width: int
     """of a frame"""
+    program: Literal["step", "denoise", "encode", "decode"] = "step"
+    """a training step, or what of sampling, see `sampling.describe_program`"""
+    guidance: bool = False
+    """of sampling"""
 
 
 class DoesNotFit(UserError):
@@ -65,7 +69,7 @@ class DoesNotFit(UserError):
 
 
 def compile_elsewhere(question: Question) -> dict[str, Any]:
-    """Runs `describe_step` in a process of its own.
+    """Runs `describe_step`, or `sampling.describe_program`, in a process of its own.
 
     Raises DoesNotFit where the program does not fit a device, UserError without libtpu and for settings that the mesh or the
     compiler refuses.
@@ -286,9 +290,11 @@ def too_large(message: str) -> dict[str, Any]:
 
 def main() -> None:
     """Answers the question on stdin."""
+    from fourreal.planning.sampling import describe_program
+
     question = from_json(Question, json.load(sys.stdin))
     try:
-        answer = describe_step(question)
+        answer = (describe_step if question.program == "step" else describe_program)(question)
     except UserError as error:
         answer = {"refused": str(error)}
     print(ANSWER + json.dumps(answer), flush=True)

@@ -1,4 +1,4 @@
-"""Memory and traffic of a training step on GPUs, by formula: unlike XLA for TPUs, XLA for GPUs compiles only where a GPU is.
+"""Memory and traffic of training and sampling on GPUs, by formula: XLA for GPUs, unlike that for TPUs, compiles only on one.
 
     temporaries   gradients + what layers keep for backward + one layer at work + two layers' gathered weights
     traffic       state read and written, weights read once each way, what is kept written and read, layers at work twice
@@ -45,8 +45,7 @@ def estimate(
     config: TrainConfig, mesh: dict[str, int], state: Any, batch: Any, jaxpr: core.Jaxpr, tokens: int
 ) -> tuple[dict[str, int], int]:
     """(`memory` as of `compiled_bytes`, traffic), bytes of one device; `state` and `batch` are shapes with their places."""
-    model, item = config.model, 2 if config.model.dtype == "bfloat16" else 4
-    fusion, examples = fusion_of(config), len(batch["frames"])
+    model, fusion, examples = config.model, fusion_of(config), len(batch["frames"])
     share = share_of_examples(examples, fusion.lead, mesh)
     parts = share // microbatch(share, config.optim.microbatch)
     cut = examples // share * (mesh["grid"] if fusion.lead == 2 else 1)
@@ -54,13 +53,8 @@ def estimate(
     if cell_tokens(config, tokens) % mesh["tensor"] == 0:
         kept //= mesh["tensor"]
     own = tokens // cut // parts
-    streams = max(1, len(fusion.readouts) - 1)  # beside their mean
-    projections = 8 + 4 * sum(condition.cross for condition in model.conditions)
-    widths = projections * model.width + 3 * model.mlp_width
-    at_work = streams * own * (6 * 4 * model.width + widths * item)
-    leaves = jax.tree.leaves([state["params"], state["frozen"]])
-    stacked = sum(leaf.size for leaf in leaves if leaf.ndim and leaf.shape[0] == model.depth)
-    layer = stacked // model.depth * item // mesh["tensor"]
+    at_work = layer_at_work(config, own)
+    layer = gathered_layer(config, [state["params"], state["frozen"]]) // mesh["tensor"]
     gradients = on_device(state["params"])
     arguments = on_device(state) + on_device(batch)
     temporaries = min(parts, 2) * gradients + kept + at_work + 2 * layer
@@ -68,6 +62,42 @@ def estimate(
     moved = on_device({name: state[name] for name in ("params", "ema", "opt")})
     part = 2 * gradients + 3 * model.depth * layer + 2 * kept + 6 * model.depth * at_work
     return memory, 2 * moved + parts * part
+
+
+def estimate_sampling(
+    config: TrainConfig, mesh: dict[str, int], arguments: Any, tokens: int, evaluations: int, branches: int
+) -> tuple[dict[str, int], int]:
+    """The same of sampling one grid of so many tokens; `arguments` are placed shapes, the parameters first.
+
+    Nothing is kept for backward: a layer works while the weights of two are gathered.
+    """
+    model, lead = config.model, fusion_of(config).lead
+    own = tokens * share_of_examples(branches, lead, mesh) // (mesh["grid"] if lead == 2 else 1)
+    at_work, layer = layer_at_work(config, own), gathered_layer(config, arguments[0]) // mesh["tensor"]
+    held, temporaries = on_device(arguments), at_work + 2 * layer
+    memory = {"arguments": held, "temporaries": temporaries, "total": held + temporaries}
+    return memory, evaluations * (on_device(arguments[0]) + 2 * model.depth * (layer + at_work))
+
+
+def layer_at_work(config: TrainConfig, tokens: int) -> int:
+    """Bytes of a layer's activations for so many tokens, in all streams."""
+    model, fusion, item = config.model, fusion_of(config), item_size(config)
+    streams = max(1, len(fusion.readouts) - 1)  # beside their mean
+    projections = 8 + 4 * sum(condition.cross for condition in model.conditions)
+    widths = projections * model.width + 3 * model.mlp_width
+    return streams * tokens * (6 * 4 * model.width + widths * item)
+
+
+def gathered_layer(config: TrainConfig, params: Any) -> int:
+    """Bytes of a layer's parameters, whole, in what its matmuls take."""
+    depth, leaves = config.model.depth, jax.tree.leaves(params)
+    stacked = sum(leaf.size for leaf in leaves if leaf.ndim and leaf.shape[0] == depth)
+    return stacked // depth * item_size(config)
+
+
+def item_size(config: TrainConfig) -> int:
+    """Bytes of a number that a matmul takes."""
+    return 2 if config.model.dtype == "bfloat16" else 4
 
 
 def on_device(tree: Any) -> int:

@@ -1,16 +1,15 @@
-"""The verb `plan`: what a training step needs and does on accelerators that are not there.
+"""The verb `plan`: what a training step, or sampling a grid, needs and does on accelerators that are not there.
 
 fourreal plan configs/wan_1b_sync.py --topology v5e:4x4 --size 36 64
 fourreal plan configs/nano.py --topology v5e:2x4 --slices 2 --mesh.grid 2 --data.batch-size 64 --size 64 64
+fourreal plan configs/wan_1b.py --topology v6e:2x4 --sample --codec wan --size 288 512 --sampling-steps 50
 
 TPU topologies are compiled by XLA's own compiler (pip install -e '.[tpu]'). Any setting of the config can follow, as in train.
 """
 
 import dataclasses
 import math
-import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -19,20 +18,16 @@ import tyro
 from fourreal.errors import UserError
 from fourreal.parallel.chips import GIB, Topology, parse_topology
 from fourreal.parallel.mesh import describe, microbatch, repeats, share_of_examples
-from fourreal.planning import aot, roofline
-from fourreal.planning.collectives import KINDS, Collective
+from fourreal.planning import aot, roofline, sampling
+from fourreal.planning.collectives import Collective
+from fourreal.planning.table import OF_GPUS, assumed, binary, collective_rows, decimal, say
 from fourreal.training.config import TrainConfig, read_with_config
 from fourreal.training.step import fusion_of
-
-OF_GPUS = (
-    "memory by formula, collectives as XLA cuts the program for CPUs: no GPU compiler",
-    "a program gets 3/4 of a card, as JAX takes by default; XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives more",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Says what a training step needs on a topology, or that it does not fit and what would.
+    """Says what a training step needs on a topology, or sampling a grid, or that it does not fit and what would.
 
     CONFIG is a file, as configs/tiny.py, the bare name of one that is installed, as tiny, or a run's folder. It gives the
     defaults of all settings, which options change.
@@ -40,11 +35,15 @@ class Plan:
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     topology: str = ""
-    """chips: v5e:4x4, v5p:8x8x4, h100:8 and the like; of v4, v5e, v5p, v6e, tpu7x, h100"""
+    """chips: v5e:4x4, v5p:8x8x4, h100:8 and the like; of v4, v5e, v5p, v6e, tpu7x, h100, rtx4090"""
     slices: int = 1
     """how many of such slices, joined by the network between hosts"""
     size: tuple[int, int] | None = None
     """height and width of a frame in pixels, or in latent pixels; none: as the data set has them"""
+    sample: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """of sampling one grid, in `sampling_steps`, on the mesh that sampling takes"""
+    guidance: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """sampling with guidance: two evaluations a step"""
     search: float = 300.0
     """seconds to look for settings that fit, where these do not"""
     disk_gbps: float = 1.0
@@ -63,6 +62,11 @@ class Plan:
             raise UserError(f"disk_gbps is {self.disk_gbps}: give a number above 0")
         topology = parse_topology(self.topology, self.slices)
         height, width = self.size or stored_size(self.config)
+        if self.sample:
+            print(sampling.plan(self.config, topology, (height, width), self.guidance))
+            return
+        if self.guidance:
+            raise UserError("guidance is of sampling: add --sample")
         step = fitting_step(self.config, topology, (height, width), self.search)
         print(report(self.config, topology, step, self.disk_gbps))
 
@@ -196,11 +200,6 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
         yield " ".join(flags), dataclasses.replace(lighter, mesh=more), larger
 
 
-def say(line: str) -> None:
-    """Prints a line of progress to stderr; stdout gets the table alone."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def report(config: TrainConfig, topology: Topology, step: Step, disk_gbps: float = Plan.disk_gbps) -> str:
     """The table of a step, as text."""
     chip, seconds, (count, views, times) = topology.chip, step.seconds, aot.largest_cut(config.data)
@@ -227,7 +226,7 @@ def report(config: TrainConfig, topology: Topology, step: Step, disk_gbps: float
             f"links {seconds.links:.3g} s{network}{exposed}",
         ),
         ("step", f"{seconds.best:.3g} to {seconds.worst:.3g} s by these, MFU {best:.0%} to {worst:.0%}: an estimate"),
-        ("assumed", f"{chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_rate / 1e9:.0f} GB/s of memory, {link(topology)}"),
+        ("assumed", assumed(topology)),
         *(
             ("", line)
             for line in (*roofline.ASSUMPTIONS, *repeated(config, step), *filled_up(config, step), *whole(config, step))
@@ -272,42 +271,3 @@ def whole(config: TrainConfig, step: Step) -> list[str]:
     tokens, tensor = aot.cell_tokens(config, step.tokens), step.mesh["tensor"]
     said = f"mesh.tensor {tensor} does not divide the {tokens} tokens of a cell: each of {tensor} devices keeps all"
     return [f"{said} between the blocks"] if tokens % tensor else []
-
-
-def collective_rows(collectives: list[Collective]) -> list[tuple[str, str]]:
-    """One row a kind: how often a step, and the bytes of one device."""
-    sums = defaultdict(lambda: [0, 0, 0.0, 0.0])
-    for each in collectives:
-        row = sums[each.between_slices, KINDS.index(each.kind)]
-        for place, value in enumerate((1, each.payload, each.sent, 0 if each.overlaps else each.sent)):
-            row[place] += each.count * value
-    rows = [
-        f"{count:>6,} {KINDS[kind]}{' between slices' if between else ''}: {binary(payload)} a device, {binary(sent)} sent"
-        + (f", {binary(exposed)} of it exposed" if exposed else "")
-        for (between, kind), (count, payload, sent, exposed) in sorted(sums.items())
-    ]
-    return [("" if place else "collectives", row) for place, row in enumerate(rows or ["none"])]
-
-
-def binary(count: float) -> str:
-    """Bytes in KiB, MiB, GiB or TiB."""
-    power = min(max(int(math.log2(max(count, 1)) // 10), 1), 4)
-    return f"{count / 2 ** (10 * power):.2f} {' KMGT'[power]}iB"
-
-
-def decimal(count: float) -> str:
-    """A number with its SI prefix."""
-    power = min(int(math.log10(max(count, 1)) // 3), 6)
-    return f"{count / 10 ** (3 * power):.3g} {' kMGTPE'[power]}"
-
-
-def link(topology: Topology) -> str:
-    """The bandwidths assumed within and between hosts or slices."""
-    chip = topology.chip
-    inside = (
-        f"{chip.link / 1e9:.0f} GB/s a link and direction"
-        if chip.sides
-        else f"{chip.link / 1e9:.0f} GB/s within a host"
-    )
-    between = f", {chip.network / 1e9:.1f} GB/s a chip between {'slices' if chip.sides else 'hosts'}"
-    return inside + (between if topology.slices > 1 or not chip.sides else "")

@@ -1,4 +1,4 @@
-"""What a function costs before it runs: matmul FLOPs from its jaxpr, memory from the compiled program."""
+"""What a function costs before it runs: FLOPs of matmuls and convolutions from its jaxpr, memory from the compiled program."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ CUDNN_MATMULS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_
 
 
 def matmul_flops(function: Callable, *arguments: Any) -> int:
-    """FLOPs of all matmuls of a call on all devices together, 2 per multiply-add.
+    """FLOPs of all matmuls and convolutions of a call on all devices together, 2 per multiply-add.
 
     A scan's body counts as often as it runs, a `shard_map`'s on every device, a Pallas kernel's at every point of its grid;
     cuDNN's attention counts by formula; for `cond`, the most expensive branch counts. The compiler's own count takes the
@@ -29,6 +29,10 @@ def jaxpr_flops(jaxpr: core.Jaxpr) -> int:
             contracted = parameters["dimension_numbers"][0][0]
             left = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            outputs = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(out.shape) * (kernel.size // outputs)  # the kernel has the inputs of one group
         elif name in CUDNN_MATMULS:  # q [b q h e], k [b k h e]
             q, k = (variable.aval.shape for variable in equation.invars[:2])
             total += CUDNN_MATMULS[name] * 2 * math.prod(q) * k[1]

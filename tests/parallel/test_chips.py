@@ -60,6 +60,6 @@ def test_devices_are_known_by_what_jax_calls_them():
         "TPU v6 lite": "v6e",
         "TPU7x": "tpu7x",
     }
-    kinds["NVIDIA H100 80GB HBM3"] = "h100"
+    kinds |= {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA GeForce RTX 4090": "rtx4090"}
     assert {kind: chip_of(kind).name for kind in kinds} == kinds
     assert chip_of("cpu") is None and chip_of("NVIDIA H200") is None

@@ -19,6 +19,17 @@ def test_a_matmul_costs_two_flops_a_multiply_add():
     assert matmul_flops(lambda a, b: jnp.einsum("bij,bjk->ik", a, b), a, b) == 2 * 4 * 7 * 3 * 5
 
 
+def test_a_convolution_costs_its_kernel_at_every_output_and_a_group_sees_its_own_inputs_alone():
+    x, kernel = np.zeros((2, 9, 11, 6), np.float32), np.zeros((3, 5, 6, 4), np.float32)
+    names = ("NHWC", "HWIO", "NHWC")
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(2, 1), padding="VALID", dimension_numbers=names
+    )
+    assert matmul_flops(convolve, x, kernel) == 2 * (2 * 4 * 7 * 4) * (3 * 5 * 6)
+    grouped = functools.partial(convolve, feature_group_count=2)
+    assert matmul_flops(grouped, x, kernel[:, :, :3]) == 2 * (2 * 4 * 7 * 4) * (3 * 5 * 3)
+
+
 def test_body_of_a_scan_counts_as_often_as_it_runs_also_under_jit_and_checkpoint():
     x, w = np.zeros((4, 8), np.float32), np.zeros((6, 8, 8), np.float32)
     layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
