@@ -23,11 +23,11 @@ from fourreal.data.records import data_set_hash, info_file
 from fourreal.data.source import Scenes
 from fourreal.data.sources import Records
 from fourreal.data.write import Split, check_workers, write_scenes
-from fourreal.errors import FileInTheWay, MissingFile, UserError
+from fourreal.errors import FileInTheWay, UserError
 from fourreal.host.folders import check_creatable, partial_folder, write_whole
 from fourreal.scene import Cut, Deferred, Scene, reduced_cameras
 from fourreal.serialize import read_json
-from fourreal.text.file import Texts, read_texts
+from fourreal.text.file import Texts, captions_of, read_texts
 
 SPLITS = ("train", "validation", "test")
 PART = 4  # scenes that a process encodes at a time
@@ -94,19 +94,11 @@ class Encode:
             raise UserError("--text and --captions go together: the features, and a line for each scene that names one")
         if self.text is None:
             return dict.fromkeys(counts)
-        lines = read_captions(self.captions)
+        lines = captions_of(self.captions, texts_of(self.text))
         if len(lines) != sum(counts.values()):
             raise UserError(
                 f"--captions {self.captions} has {len(lines)} lines: expected {sum(counts.values())}, {counts}"
             )
-        texts = texts_of(self.text)
-        for number, line in enumerate(lines, 1):
-            try:
-                texts.find(line)
-            except UserError as error:
-                raise UserError(
-                    f"--captions {self.captions}, line {number}: {error}; embed this file's lines"
-                ) from error
         rest = iter(lines)
         return {split: [next(rest) for _ in range(count)] for split, count in counts.items()}
 
@@ -206,13 +198,6 @@ def splits_of(folder: Path) -> list[str]:
     if not found:
         raise UserError(f"{folder} lists no scenes: render it again, its format is an old one")
     return found
-
-
-def read_captions(path: Path) -> list[str]:
-    """The lines of a file of captions; empty ones at its end do not count. Raises MissingFile for none."""
-    if not path.is_file():
-        raise MissingFile(f"there is no file of captions {path}: `fourreal data captions` writes one")
-    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
 @dataclass(frozen=True)

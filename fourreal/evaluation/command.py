@@ -29,6 +29,8 @@ class Evaluate:
 
     checkpoint: tuple[str, ...] = ("nano",)
     """bundled names, runs' folders or folders of weights; several are compared side by side"""
+    vae: Annotated[str | None, PATH] = None
+    """folder of the autoencoder, as diffusers writes it, for checkpoints on latents that name none"""
     data: Annotated[str | None, PATH] = None
     """folder of a rendered data set"""
     split: str = "test"
@@ -37,6 +39,10 @@ class Evaluate:
     """how many grids, from the first on; all by default"""
     given: Literal["view_and_time", "fixed_view", "three_views", "freeze_time", "one_cell"] = "view_and_time"
     """which cells are given: view 0 and time 0, view 0 alone, views 0, V // 2 and V - 1, time 0 alone, or cell (0, 0) alone"""
+    text: Annotated[str | None, PATH] = None
+    """for checkpoints that take text: features as `fourreal embed-text` writes them; without --captions of the empty prompt"""
+    captions: Annotated[str | None, PATH] = None
+    """a line for each grid: its prompt in --text"""
     steps: tuple[int | Literal["own"], ...] = ("own",)
     """denoising steps of every stage; own: as many as each names. The first is sampled with several seeds, the others make rows
     of their own"""
@@ -73,6 +79,7 @@ class Evaluate:
             grids_hash,
             open_folder,
             read_grids,
+            with_text,
         )
         from fourreal.evaluation.fvd import FEATURES, KeptFeatures, clip_distances, compared_methods, fvd_text
         from fourreal.evaluation.html_report import write_page
@@ -102,6 +109,9 @@ class Evaluate:
             raise UserError("--predictions: two things have one name; rename a folder")
         data = Path(self.data).expanduser() if self.data else None
         grids = read_grids(data, self.split, self.grids, next(iter(specs.values())), self.given)
+        if self.text:
+            captions = Path(self.captions).expanduser() if self.captions else None
+            grids = with_text(grids, Path(self.text).expanduser(), captions)
         if self.inputs:
             others.write_inputs(Path(self.inputs).expanduser(), grids)
             print(
@@ -116,7 +126,7 @@ class Evaluate:
         for folder in predicted.values():
             for grid in grids:
                 others.read_prediction(folder, grid)  # now, not after sampling
-        pipes = {name: load_pipeline(path) for name, path in names.items()}
+        pipes = {name: load_pipeline(path, vae=self.vae) for name, path in names.items()}
         steps = tuple(None if steps == OWN else steps for steps in self.steps)
         protocol = Protocol(steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
         settings = asdict(protocol) | {
@@ -128,6 +138,7 @@ class Evaluate:
             "grids": len(grids),
             "grids_hash": grids_hash(grids),
             "given": self.given,
+            "text": [str(each) for each in (self.text, self.captions) if each],
             "lpips": list(networks),
             "metrics": list(own),
             "predictions": {name: others.predictions_hash(folder) for name, folder in predicted.items()},
@@ -182,6 +193,8 @@ class Evaluate:
             for value in values:
                 if not 1 <= value <= MAX_COUNT:
                     raise UserError(f"--{name} {value}: give 1 to {MAX_COUNT}")
+        if self.captions and not self.text:
+            raise UserError("--captions names prompts of --text FILE: give both")
         if self.probe and self.control_grids < 2:
             raise UserError(
                 f"--probe lends a grid the messages of another one: give --control-grids 2 or more, not {self.control_grids}"

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from fourreal.checkpoints.specs import ModelSpec
+from fourreal.conditions.text import Prompt
 from fourreal.data.batches import Batches, PipelineConfig
 from fourreal.data.sources.records import Records
 from fourreal.errors import UserError
@@ -40,6 +41,7 @@ from fourreal.sampling.inputs import bundled_grids, read_grid
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.scene import Cameras, Cut, Scene
 from fourreal.serialize import differences, read_json
+from fourreal.text.file import captions_of, read_texts
 from fourreal.training.state import split_params
 
 BASELINE = ""  # the method of the rows that need no checkpoint; no checkpoint has this name
@@ -71,6 +73,8 @@ class EvaluationGrid:
     """the bundled grid's, or its number in the data set"""
     surface: Surface | None = None
     """what the truth shows, of a rendered data set"""
+    text: Prompt | None = None
+    """for a checkpoint that takes text"""
 
     @property
     def known(self) -> UInt8[np.ndarray, "v t h w 3"]:
@@ -126,6 +130,19 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
     return [EvaluationGrid(truth, mask, *others) for truth, *others in found]
 
 
+def with_text(grids: Sequence[EvaluationGrid], text: Path, captions: Path | None) -> list[EvaluationGrid]:
+    """The grids with the features of their captions, a line each, or of the empty prompt. Raises UserError where one lacks."""
+    texts = read_texts(text)
+    if captions is None:
+        return [dataclasses.replace(grid, text=Prompt(texts.empty, texts.negative)) for grid in grids]
+    lines = captions_of(captions, texts)
+    if len(lines) < len(grids):
+        raise UserError(f"--captions {captions} has {len(lines)} lines: expected one for each of {len(grids)} grids")
+    features = [texts.features[texts.find(line)] for line in lines[: len(grids)]]
+    told = zip(grids, features, strict=True)
+    return [dataclasses.replace(grid, text=Prompt(each, texts.negative)) for grid, each in told]
+
+
 def _read(data: Path, scene: Scene, name: str) -> tuple[np.ndarray, Cameras | None, str, Surface | None]:
     """What a grid has of a scene but the mask."""
     if scene.frames.dtype != np.uint8:
@@ -151,7 +168,8 @@ def sample(
 ) -> UInt8[np.ndarray, "v t h w 3"]:
     """The one place where a checkpoint is asked for a grid: told the cameras, if it takes them, and all but `untold`."""
     cameras = grid.cameras if pipe.cameras_taken and untold != "cameras" else None
-    return pipe(grid.known, grid.given, cameras=cameras, steps=steps, seed=seed, untold={untold} - {""})
+    text = grid.text if any(condition.name == "text" for condition in pipe.conditions) else None
+    return pipe(grid.known, grid.given, cameras=cameras, text=text, steps=steps, seed=seed, untold={untold} - {""})
 
 
 def with_parts_left_out(pipe: Pipeline) -> dict[str, Pipeline]:

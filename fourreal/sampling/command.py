@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from fourreal.conditions import Condition
@@ -41,7 +42,9 @@ class Inputs:
     """
 
     checkpoint: str = "nano"
-    """a bundled name, a run's folder, or a folder of weights"""
+    """a bundled name, a run's folder, or a folder of weights; a base alone makes clips, of one view or one time"""
+    vae: Annotated[str | None, PATH] = None
+    """folder of the autoencoder, as diffusers writes it, for a checkpoint on latents that does not name one"""
     stage: int | None = None
     """of a checkpoint of several stages, sample only the first so many; 1 is the small grid alone"""
     given: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATH@PLACE")] = ()
@@ -56,6 +59,8 @@ class Inputs:
     """folder or quoted glob of videos that began together, one per view; in order of their names they fill views 0, 1, ..."""
     grid: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """a test grid instead of inputs: a bundled name, or an npz with frames uint8 [v, t, h, w, 3]"""
+    first_video: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """first have the checkpoint's base make the video of view 0, of its text and what is given of that view, then the grid"""
     frames: Annotated[str | None, tyro.conf.arg(metavar="A:B[:STEP]")] = None
     """which frames of a longer video: a:b spread evenly over that range, a:b:step each step-th from a; else over all;
     in seconds 2s:4.5s or 2s:4.5s:0.5s"""
@@ -182,7 +187,7 @@ class Sample:
         check_shape(spec, views, times, size)
         taken = self.taken_conditions(specs)
         guided_names(sampling.guide, tuple(taken.values()))
-        inputs = self.read_inputs((views, times, *size))
+        inputs = self.read_inputs((views, times, *size), "text" in taken)
         told, words = self.read_conditions(taken, inputs)
         for seed in seeds:
             default = _free(Path(f"out/{inputs.name}-{Path(self.inputs.checkpoint).name}-seed{seed}"))
@@ -199,10 +204,13 @@ class Sample:
         )
         self._sample(inputs, told, words, folders, peers)
 
-    def read_inputs(self, shape: tuple[int, int, int, int]) -> "GridInput":
-        """The inputs that the options name, in a grid of `shape` (views, times, height, width), with their cameras."""
+    def read_inputs(self, shape: tuple[int, int, int, int], of_text: bool = False) -> "GridInput":
+        """The inputs that the options name, in a grid of `shape` (views, times, height, width), with their cameras.
+
+        None at all are a bundled grid's or, for a model `of_text`, no given cells.
+        """
         from fourreal.media.transforms import read_cameras
-        from fourreal.sampling.inputs import parse_placement, place_views, read_grid, read_placements
+        from fourreal.sampling.inputs import GridInput, parse_placement, place_views, read_grid, read_placements
 
         ours = self.inputs
         sugar = ((ours.video, "v=0"), (ours.orbit, "t=0"), (ours.image, "v=0,t=0"))
@@ -217,6 +225,8 @@ class Sample:
         if not placements:
             if ours.frames is not None:
                 raise UserError(f"--frames {ours.frames} cuts videos, and there is none: give one, or leave it out")
+            if of_text and ours.grid is None:
+                return GridInput(np.zeros((*shape, 3), np.uint8), np.zeros(shape[:2], bool), "text")
             return read_grid(ours.grid, shape, crop=ours.crop, cameras=cameras)
         if ours.grid is not None:
             raise UserError("--grid brings its own given cells; leave it out, or leave out all other inputs")
@@ -265,25 +275,31 @@ class Sample:
         self, inputs: "GridInput", told: dict[str, Any], words: dict[str, str], folders: dict[int, Path], peers: "Peers"
     ) -> None:
         from fourreal.sampling.load import load_pipeline
+        from fourreal.sampling.pipeline import GridPipeline
         from fourreal.sampling.results import GridResult, score_table, scores, write_result
 
         sampling, start = self.sampling, time.perf_counter()
         name = self.inputs.checkpoint if self.inputs.stage is None else self.stage_folders()[-1]
-        pipe = load_pipeline(name, None if self.mesh == MeshConfig() else self.mesh)
+        pipe = load_pipeline(name, None if self.mesh == MeshConfig() else self.mesh, vae=self.inputs.vae)
+        if self.inputs.first_video and not isinstance(pipe, GridPipeline):
+            raise UserError(
+                f"--first-video: {name} has stages, of which none has a base for videos of its size; leave it out"
+            )
         loaded = time.perf_counter() - start
         steps = " + ".join(str(sampling.steps or steps) for steps in pipe.steps)
         for seed, out in folders.items():
-            start = time.perf_counter()
-            sampled = pipe(
-                inputs.frames,
-                inputs.given,
-                conditions=told,
-                steps=sampling.steps,
-                guidance_scale=sampling.guidance_scale,
-                guide=sampling.guide,
-                method=sampling.method,
-                seed=seed,
-            )
+            start, frames, given = time.perf_counter(), inputs.frames, inputs.given
+            options = {
+                "conditions": told,
+                "steps": sampling.steps,
+                "guidance_scale": sampling.guidance_scale,
+                "guide": sampling.guide,
+                "method": sampling.method,
+                "seed": seed,
+            }
+            if self.inputs.first_video:
+                frames, given = pipe.with_first_video(frames, given, **options)
+            sampled = pipe(frames, given, **options)
             took = time.perf_counter() - start
             if not peers.first:
                 continue
@@ -302,14 +318,12 @@ class Sample:
             focus = None if focus is None else float(focus)
             way = about["options"].get("trajectory")
             source = f"asked for by --trajectory {way}, not measured" if way else "known"
-            result = GridResult(
-                inputs.name, sampled, inputs.given, inputs.truth, K, c2w, about, focus, inputs.fps, source
-            )
+            result = GridResult(inputs.name, sampled, given, inputs.truth, K, c2w, about, focus, inputs.fps, source)
             index = write_result(out, result, overwrite=self.output.overwrite)
             compiled = " (compilation included)" if seed == next(iter(folders)) else ""
             print(f"sampled {steps} steps in {took:.1f} s, seed {seed}{compiled}")
             if table := scores(result):
-                print(score_table(table, int((~inputs.given).sum())))
+                print(score_table(table, int((~given).sum())))
             print(f"open {index}")
 
     def options(self, seed: int) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def _stage(folder: Path, mesh: MeshConfig | None, attention: AttentionConfig, va
                 f"--vae {vae}: the checkpoint {folder} works on {spec.codec.kind}, without an autoencoder; leave it out"
             )
         spec = dataclasses.replace(spec, codec=dataclasses.replace(spec.codec, weights=str(vae)))
+    if not spec.codec.present:
+        spec.codec.parameters()  # says so before weights are read
     _, shapes = split_model(spec.model, spec.grid)
     with open_weights(folder) as tensors:
         params = fit_weights(tensors, shapes, str(folder))

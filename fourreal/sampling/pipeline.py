@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 
 from fourreal.checkpoints.specs import ModelSpec, check_shape
 from fourreal.checkpoints.weights import read_placed
-from fourreal.conditions.condition import Condition, Conditions
+from fourreal.conditions.condition import Condition, Conditions, axes_of
 from fourreal.diffusion.denoiser import make_denoiser
 from fourreal.diffusion.guidance import Branch, guided_names, scale_branches
 from fourreal.diffusion.noise import cell_noise
@@ -204,6 +204,28 @@ class GridPipeline:
         latents = stage.integrate(params, Known(frames, given), noise, conditions, weights=weights, **static)
         return latents, jnp.isfinite(latents).all()
 
+    def with_first_video(
+        self,
+        frames: UInt8[np.ndarray, "v t h w 3"],
+        given: Bool[np.ndarray, "v t"],
+        conditions: Conditions | None = None,
+        **options: Any,
+    ) -> tuple[UInt8[np.ndarray, "v t h w 3"], Bool[np.ndarray, "v t"]]:
+        """(frames, given) with all of view 0, which the base alone makes of what is given of it, the text and the rest.
+
+        `options` are those of a call. Raises UserError where view 0 is given as a whole.
+        """
+        if given[0].all():
+            raise UserError("view 0 is given as a whole, so no video is left to make for it: leave the option out")
+        by_name = {condition.name: condition for condition in self.conditions}
+        told = {
+            name: jax.tree.map(lambda x, axes: x[:1] if axes > 1 else x, value, axes_of(by_name[name], value))
+            for name, value in (conditions or {}).items()
+        }
+        video = self.base(frames[:1], given[:1], conditions=told, **options)
+        return np.concatenate([video, frames[1:]]), np.concatenate([np.ones_like(given[:1]), given[1:]])
+
+    @functools.cached_property
     def base(self) -> "GridPipeline":
         """The base of the same weights alone, which makes clips."""
         spec = dataclasses.replace(self.config, grid=GridDiTConfig("base"), views=1)

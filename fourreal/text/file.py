@@ -142,6 +142,19 @@ def read_texts(path: str | Path) -> Texts:
     return Texts(prompts, features, empty, negative, metadata.get("negative", ""), metadata.get("encoder", ""))
 
 
+def captions_of(path: Path, texts: Texts) -> list[str]:
+    """The lines of a file of captions. Raises MissingFile for none, UserError, with its number, for one without features."""
+    if not path.is_file():
+        raise MissingFile(f"there is no file of captions {path}: `fourreal data captions` writes one")
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.find(line)
+        except UserError as error:
+            raise UserError(f"--captions {path}, line {number}: {error}; embed this file's lines") from error
+    return lines
+
+
 def _names(count: int) -> list[str]:
     return ["empty", "negative", *map("prompt.{}".format, range(count))]
 

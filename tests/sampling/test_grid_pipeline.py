@@ -165,7 +165,7 @@ def test_a_base_alone_samples_clips_and_refuses_grids(tmp_path, pipe, params):
     base = fourreal.load_pipeline(tmp_path)
     video, given = base(FRAMES[:1], ~GIVEN[1:2], steps=2), ~GIVEN[1:2]
     np.testing.assert_array_equal(video[given], FRAMES[:1][given])
-    np.testing.assert_array_equal(video, pipe.base()(FRAMES[:1], given, steps=2))
+    np.testing.assert_array_equal(video, pipe.base(FRAMES[:1], given, steps=2))
     assert base(FRAMES[:, :1], GIVEN[:, :1], steps=1).shape == (3, 1, 8, 8, 3)
     with pytest.raises(ValueError, match="makes clips, not a grid of 3 views x 2 times"):
         base(FRAMES, GIVEN, steps=2)
