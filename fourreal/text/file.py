@@ -131,6 +131,8 @@ def read_texts(path: str | Path) -> Texts:
         raise UserError(f"{path} holds no prompts with their features: take a file of fourreal embed-text")
     try:
         prompts = tuple(json.loads(metadata["prompts"]))
+        if not prompts:
+            raise ValueError("none is named")
         names = _names(len(prompts))
         shapes = [file.get_slice(name).get_shape() for name in names]
     except (ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from fourreal.conditions import Prompt
 from fourreal.data.batches import PipelineConfig
 from fourreal.data.masks import CLIPS, CutMix
 from fourreal.diffusion.denoiser import make_denoiser
@@ -57,7 +58,7 @@ def batch(views: int, times: int) -> dict:
         "valid": rng.random((*cells, 4, 4)) < 0.9,
         "conditions": {
             "cameras": Cameras(K, c2w, known=rng.random(BATCH) < 0.7, reference=reference),
-            "text": rng.normal(size=(BATCH, 3, 6)).astype(np.float32),
+            "text": Prompt(*(rng.normal(size=(BATCH, tokens, 6)).astype(np.float32) for tokens in (3, 1))),
         },
         "dropped": {"text": rng.random(BATCH) < 0.3},
     }

@@ -82,6 +82,8 @@ def spoil(path, how):
         save_file(tensors, path, header)
     elif how == "width":
         save_file(tensors | {"prompt.0": np.zeros((1, 9), np.float32)}, path, header)
+    elif how == "empty":
+        save_file(tensors, path, header | {"prompts": "[]"})
     elif how == "prompts":
         save_file(tensors, path, header | {"prompts": "[a"})
 
@@ -94,6 +96,7 @@ def spoil(path, how):
         ("other", "holds no prompts with their features: take a file of fourreal embed-text"),
         ("lacks", r"lacks prompts or their features .*prompt\.0"),
         ("prompts", "lacks prompts or their features"),
+        ("empty", r"lacks prompts or their features \(none is named\)"),
         ("width", r"has features that are not \[l, 8\]"),
     ],
 )
