@@ -61,8 +61,12 @@ class NoisyPipeline:
     def cameras_taken(self):
         return len(self.config.model.conditions) == 2
 
-    def __call__(self, frames, given, *, cameras, steps, seed):
-        self.calls.append((frames, given, cameras, steps, seed))
+    @property
+    def conditions(self):
+        return self.config.model.conditions
+
+    def __call__(self, frames, given, *, cameras, steps, seed, text=None, untold=frozenset()):
+        self.calls.append((frames, given, cameras, steps, seed, untold))
         if len(self.calls) > self.fails_at:
             raise KeyboardInterrupt
         noise = np.random.default_rng(seed).normal(0, 60 / steps, frames.shape)
@@ -94,6 +98,7 @@ def test_rows_are_the_samples_over_seeds_one_step_and_the_controls_on_the_first_
         "mean of 3 samples": (2, 1),
         "best of 3 samples": (2, 1),
         "view stream only": (2, 1),
+        "4 steps, hints unknown": (2, 1),
     }
     assert [row for method, row in table if method == module.BASELINE] == [
         *BASELINES,
@@ -125,6 +130,7 @@ def test_a_checkpoint_with_cameras_is_told_them_and_scored_without_them_too(tmp_
     assert unknown == [("told", "4 steps, cameras unknown")] and len(table[unknown[0]]) == controls < len(grids)
     assert sum(call[2] is None for call in told.calls) == controls
     assert all(call[2] is None for call in blind.calls)
+    assert sum(call[-1] == {"hints"} for call in blind.calls) == controls
 
 
 def test_two_grids_at_a_time_are_scored_and_written_as_one_at_a_time(tmp_path, streams_left_out):
@@ -151,7 +157,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_never_stopped(tmp_path, stre
         file.write('{"method": "noisy", "gri')  # a kill within a line
     resumed = NoisyPipeline()
     assert run(tmp_path / "killed", resumed) == whole
-    assert len(resumed.calls) == 10  # the second grid has 6 samples, the third, no control, 4
+    assert len(resumed.calls) == 11  # the second grid has 7 samples, the third, no control, 4
     assert scores.read_text() == (tmp_path / "whole" / "scores.jsonl").read_text()
 
 
@@ -170,6 +176,10 @@ def test_given_cells_are_the_first_view_the_first_time_both_or_their_cell(kind, 
     assert given[0, 0] and given.sum() == cells
     assert given[0].all() == (kind in ("view_and_time", "fixed_view"))
     assert given[:, 0].all() == (kind in ("view_and_time", "freeze_time"))
+
+
+def test_three_views_are_the_first_the_middle_and_the_last():
+    assert np.flatnonzero(given_cells("three_views", 8, 2).all(1)).tolist() == [0, 4, 7]
 
 
 def test_a_mask_that_leaves_nothing_to_sample_is_refused():
