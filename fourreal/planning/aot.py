@@ -152,10 +152,15 @@ def largest_cut(data: PipelineConfig) -> tuple[int, int, int]:
     return max((cut for name, cut in cuts.items() if getattr(data.cuts, name)), key=math.prod)
 
 
+def latent_times(config: TrainConfig, times: int) -> int:
+    """The times of the latents of so many times of a batch, which may be latents."""
+    return times if takes_latents(config) else len(config.codec.groups(times))
+
+
 def cell_tokens(config: TrainConfig, tokens: int) -> int:
     """The tokens of a cell, of all tokens of a step's largest batch."""
     examples, views, times = largest_cut(config.data)
-    return tokens // (examples * views * len(config.codec.groups(times)))
+    return tokens // (examples * views * latent_times(config, times))
 
 
 def batch_of(question: Question) -> dict[str, Any]:
@@ -165,10 +170,10 @@ def batch_of(question: Question) -> dict[str, Any]:
 
     config, latents = question.config, takes_latents(question.config)
     count, views, times = largest_cut(config.data)
-    latent_times = len(config.codec.groups(times))
+    merged = latent_times(config, times)
     frame = (question.height, question.width, config.model.channels)
-    shape = (views, latent_times if latents else times, *frame)
-    frames, given = np.zeros((), np.float32 if latents else np.uint8), np.zeros((views, latent_times), bool)
+    shape = (views, times, *frame)
+    frames, given = np.zeros((), np.float32 if latents else np.uint8), np.zeros((views, merged), bool)
     cameras = Cameras(*(np.broadcast_to(np.eye(side, dtype=np.float32), (views, side, side)) for side in (3, 4)))
     scene = Scene(np.broadcast_to(frames, shape), cameras=cameras)
     conditions = {each.name: each.shapes(scene, given) for each in config.model.conditions}

@@ -257,7 +257,7 @@ def repeated(config: TrainConfig, step: Step) -> list[str]:
 def filled_up(config: TrainConfig, step: Step) -> list[str]:
     """A warning where grid does not divide the views or times: devices then compute clips that do not exist."""
     _, views, times = aot.largest_cut(config.data)
-    clips = {"views": views, "times": len(config.codec.groups(times))} if fusion_of(config).lead == 2 else {}
+    clips = {"views": views, "times": aot.latent_times(config, times)} if fusion_of(config).lead == 2 else {}
     grid = step.mesh["grid"]
     return [
         f"mesh.grid {grid} does not divide {count} {what}: as many are computed as of {count + -count % grid}"
