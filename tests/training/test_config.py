@@ -140,7 +140,7 @@ def test_every_config_file_loads_and_is_named_like_its_file(path):
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_hints_are_hidden_from_a_share_of_the_examples(path):
     rates = [condition.drop for condition in load_config(path).model.conditions if isinstance(condition, Hints)]
-    share = {"nano_low": 0.15, "nano_up": 0.1}.get(path.stem, 0.3)
+    share = {"nano_low": 0.15, "nano_up": 0.1, "quick": 0.15}.get(path.stem, 0.3)
     assert rates == ([] if path.stem.startswith(("wan", "paper")) else [share])
 
 
