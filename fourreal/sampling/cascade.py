@@ -14,6 +14,7 @@ from jaxtyping import Bool, UInt8
 
 from fourreal.checkpoints.specs import ModelSpec
 from fourreal.conditions import LowRes
+from fourreal.conditions.cameras import camera_names
 from fourreal.conditions.condition import Condition, Conditions
 from fourreal.diffusion.noise import cell_noise
 from fourreal.errors import UserError
@@ -61,9 +62,9 @@ class Cascade:
         return self.stages[-1].mesh
 
     @property
-    def cameras_taken(self) -> bool:
-        """Whether any stage can be told cameras."""
-        return any(stage.cameras_taken for stage in self.stages)
+    def cameras_taken(self) -> tuple[str, ...]:
+        """The conditions that are told the cameras, of any stage."""
+        return camera_names(self.conditions)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -89,7 +90,8 @@ class Cascade:
         if np.ndim(seed):
             each = [self(frames, given, cameras=cameras, conditions=conditions, seed=one, **options) for one in seed]
             return np.stack(each)
-        said = dict(conditions or {}) | ({} if cameras is None else {"cameras": cameras})
+        said = dict(conditions or {})
+        said |= {} if cameras is None else dict.fromkeys(self.cameras_taken or ("cameras",), cameras)
         taken = {condition.name for condition in self.conditions}
         if unknown := [name for name, value in said.items() if value is not None and name not in taken]:
             raise UserError(
@@ -100,8 +102,8 @@ class Cascade:
             boxes = self.boxes(number)
             own = {condition.name for condition in stage.conditions}
             told = {name: value for name, value in said.items() if name in own}
-            if told.get("cameras") is not None:
-                told["cameras"] = reduced_cameras(told["cameras"], boxes)
+            of_cameras = {name: told[name] for name in stage.cameras_taken if told.get(name) is not None}
+            told |= {name: reduced_cameras(value, boxes) for name, value in of_cameras.items()}
             if grid is not None:
                 low = enlarging(stage)
                 noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))
