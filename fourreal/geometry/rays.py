@@ -15,6 +15,7 @@ axes miss that point by g_v = P_v (p(z) - o_v); two numbers each, one of them fi
     error(z)^2 = sum_v |g_v|^2 / (2 (V - 1) - 1) / sum_v f_0 P_v f_0
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import einsum
@@ -75,9 +76,10 @@ def relative_poses(cameras: Cameras) -> tuple[Float[Array, "*b v 3 3"], Float[Ar
     origin = _origin(c2w, cameras.reference)
     focus = focus_distance(c2w, cameras.reference) if cameras.focus is None else jnp.asarray(cameras.focus, jnp.float32)
     to_first = jnp.swapaxes(origin[..., 0, :3, :3], -1, -2)
-    rotations = einsum(to_first, c2w[..., :3, :3], "... i j, ... v j k -> ... v i k")
     offsets = (c2w[..., :3, 3] - origin[..., :3, 3]) / focus[..., None, None]
-    return rotations, einsum(to_first, offsets, "... i j, ... v j -> ... v i")
+    with jax.default_matmul_precision("highest"):  # accelerators round what goes into fp32 matmuls
+        rotations = einsum(to_first, c2w[..., :3, :3], "... i j, ... v j k -> ... v i k")
+        return rotations, einsum(to_first, offsets, "... i j, ... v j -> ... v i")
 
 
 def projections(cameras: Cameras, height: int, width: int) -> Float[Array, "*b v 4 4"]:

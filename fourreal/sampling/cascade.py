@@ -102,8 +102,9 @@ class Cascade:
             boxes = self.boxes(number)
             own = {condition.name for condition in stage.conditions}
             told = {name: value for name, value in said.items() if name in own}
-            of_cameras = {name: told[name] for name in stage.cameras_taken if told.get(name) is not None}
-            told |= {name: reduced_cameras(value, boxes) for name, value in of_cameras.items()}
+            for name in camera_names(stage.conditions):
+                if told.get(name) is not None:
+                    told[name] = reduced_cameras(told[name], boxes)
             if grid is not None:
                 low = enlarging(stage)
                 noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))
