@@ -137,6 +137,8 @@ def test_cameras_not_told_dropped_and_unknown_are_one(tiny, fusion):
     assert np.abs(told - untold).max() > 0.01
     null = without(base.conditions, {"prope": value}, frozenset({"prope"}))["prope"]
     np.testing.assert_allclose(forward(params, *inputs, prope=null), untold, atol=2e-6)
+    nowhere = base.conditions[0].module(base, None)(null, None, (SIZE, SIZE)).pose
+    np.testing.assert_array_equal(nowhere, np.broadcast_to(np.eye(4), nowhere.shape))
     dropped = drop_examples(base.conditions, {"prope": value}, {"prope": jnp.array([True, False])})["prope"]
     np.testing.assert_array_equal(dropped.known, [False, True])
     known = Known(jnp.asarray(data["x"]), jnp.asarray(data["given"]))
