@@ -51,6 +51,8 @@ CONDITION = "conditions/test_condition.py::test_"
 CAMERAS = "conditions/test_cameras.py::test_"
 TEXT = "conditions/test_text.py::test_"
 EMBED = "text/test_command.py::test_"
+PROPE = "conditions/test_prope.py::test_"
+PROJECTIVE = "nn/test_projective.py::test_"
 HINTS = "conditions/test_hints.py::test_"
 RIG = "sampling/test_rig.py::test_"
 RAYS = "geometry/test_rays.py::test_"
@@ -276,6 +278,43 @@ BREAKS = [
         "c2w=from_first(value.c2w)",
         "c2w=np.float32(value.c2w)",
         CAMERAS + "callers_cameras_are_checked_against_the_views",
+    ),
+    # cameras as relative positions
+    Break(
+        "nn/projective.py",
+        "transposed = jnp.swapaxes(self.matrix, -1, -2)",
+        "transposed = self.matrix",
+        PROJECTIVE + "attention_is_the_formula_of_every_pair_of_tokens[16-xla]",
+    ),
+    Break(
+        "nn/projective.py",
+        "q, *(transform(x, self.inverse, -self.angles) for x in (k, v))",
+        "q, transform(k, self.inverse, -self.angles), v.astype(q.dtype)",
+        PROJECTIVE + "another_world_changes_nothing_and_another_camera_does",
+    ),
+    Break(
+        "models/fusions/fusion.py",
+        "pose.arranged(arrange)",
+        "pose",
+        PROPE + "only_relative_poses_matter_in_every_fusion_and_each_cell_s_does[soft]",
+    ),
+    Break(
+        "models/block.py",
+        "out = out + to_out(",
+        "out = out + self.out(",
+        PROPE + "fresh_model_is_bit_for_bit_the_model_without[soft]",
+    ),
+    Break(
+        "conditions/prope.py",
+        "pose, jnp.eye(4))",
+        "pose, 2 * jnp.eye(4))",
+        PROPE + "cameras_not_told_dropped_and_unknown_are_one[soft]",
+    ),
+    Break(
+        "geometry/rays.py",
+        "np.float32([0.5, 0.5, 0])",
+        "np.float32([0.5, 0, 0])",
+        PROPE + "projection_is_that_of_the_lens_and_pose_in_fp64",
     ),
     # cameras of files
     Break(

@@ -4,6 +4,7 @@ tokens <- tokens + Linear(patches(rays)),  zero at first, the same at all times;
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
@@ -114,6 +115,11 @@ class Cameras(Condition):
             return None, ""
         said = ", with its cameras" if options.cameras is None else f", cameras: {options.cameras}"
         return scene.Cameras(inputs.K, inputs.c2w, None if inputs.focus is None else np.float32(inputs.focus)), said
+
+
+def camera_names(listed: Sequence[Condition]) -> tuple[str, ...]:
+    """The names of the conditions that are told cameras, which may be several."""
+    return tuple(condition.name for condition in listed if isinstance(condition, Cameras))
 
 
 def _camera_value(K: np.ndarray, c2w: np.ndarray, *, known: bool = True, reference: int = 0) -> scene.Cameras:

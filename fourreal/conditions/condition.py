@@ -32,6 +32,8 @@ class Embedded(NamedTuple):
     """added to the modulation of every block"""
     cross: Float[Array, "b n d"] | None = None
     """tokens for the condition's own cross-attention in every block"""
+    pose: Float[Array, "b v t 4 4"] | None = None
+    """affine matrices for the condition's own branch of self-attention in every block, see `nn/projective.py`"""
     pictures: Float[Array, "b v t k h w c+1"] | None = None
     """frames, each with a validity channel, from which an x0-model may copy"""
 
@@ -54,6 +56,8 @@ class Condition(Kind):
     """gate of these pictures before any training"""
     cross: ClassVar[bool] = False
     """whether every block has a cross-attention to its tokens"""
+    pose: ClassVar[bool] = False
+    """whether every block has a branch of self-attention with its poses"""
     Options: ClassVar[type | None] = None
     """frozen dataclass of its options on the command line, for `from_options`"""
 

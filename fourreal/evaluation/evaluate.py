@@ -228,8 +228,9 @@ def checkpoint_rows(
         rows[f"mean of {len(samples)} samples"] = [score(mean)]
         rows[f"best of {len(samples)} samples"] = [score(best)]
         rows |= {name: [score(sample(variant, grid, main))] for name, variant in variants.items()}
-        told = {condition.name for condition in pipe.conditions} - ({"cameras"} if grid.cameras is None else set())
-        for name in sorted(told & {"cameras", "hints"}):
+        told = {"cameras": pipe.cameras_taken and grid.cameras is not None}
+        told["hints"] = any(condition.name == "hints" for condition in pipe.conditions)
+        for name in filter(told.get, told):
             rows[f"{steps_row(main)}, {name} unknown"] = [score(sample(pipe, grid, main, untold=name))]
     return rows
 

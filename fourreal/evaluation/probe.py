@@ -122,8 +122,8 @@ def probe_pipeline(pipe: Pipeline, grids: Sequence[EvaluationGrid], sigmas: Sequ
     views, times, *size = frames.shape[1:5]
     shape = pipe.config.codec.shape(times, *size)
     noise = np.stack([cell_noise(index, views, shape[0], shape[1:]) for index in range(len(grids))])
-    with_cameras = pipe.cameras_taken and all(grid.cameras is not None for grid in grids)
-    each = [pipe.told({"cameras": grid.cameras if with_cameras else None}, grid.known, grid.given) for grid in grids]
+    names = pipe.cameras_taken if all(grid.cameras is not None for grid in grids) else ()
+    each = [pipe.told(dict.fromkeys(names, grid.cameras), grid.known, grid.given) for grid in grids]
     told = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
     mesh, params = pipe.mesh, pipe.params
     if mesh.size > 1 and pipe.config.grid.fusion == "fused":  # a probe does not reach into what each device does alone

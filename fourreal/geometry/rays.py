@@ -1,8 +1,9 @@
-"""Cameras as a condition: the ray of every pixel in Pluecker coordinates, whatever world and unit the poses came in.
+"""Cameras as a condition: rays in Pluecker coordinates, or projections, whatever world and unit the poses came in.
 
     reference camera = origin    c2w_v <- c2w_0^-1 c2w_v       (0: the reference, by default the first)
     focus distance = unit        o_v <- o_v / focus
     ray of a pixel               (d, o x d),  d = R K^-1 (column + 1/2, row + 1/2, 1) of length 1
+    projection of a view         P = [K | 0; 0 1] c2w^-1,  K by the picture's width and height
 
 The focus is the point of the first optical axis that is nearest to all axes: with p(z) = o_0 + z f_0 and P_v = I - f_v f_v^T,
 
@@ -14,6 +15,7 @@ axes miss that point by g_v = P_v (p(z) - o_v); two numbers each, one of them fi
     error(z)^2 = sum_v |g_v|^2 / (2 (V - 1) - 1) / sum_v f_0 P_v f_0
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import einsum
@@ -68,15 +70,32 @@ def from_first(c2w: Float[np.ndarray, "v 4 4"]) -> Float[np.ndarray, "v 4 4"]:
     return moved
 
 
-def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "*b v h w 6"]:
-    """The ray through each pixel's centre: direction of length 1, then moment; the reference camera at the origin."""
-    K, c2w = jnp.asarray(cameras.K, jnp.float32), jnp.asarray(cameras.c2w, jnp.float32)
+def relative_poses(cameras: Cameras) -> tuple[Float[Array, "*b v 3 3"], Float[Array, "*b v 3"]]:
+    """(rotations, places) of the cameras, from the reference camera and in units of the focus distance."""
+    c2w = jnp.asarray(cameras.c2w, jnp.float32)
     origin = _origin(c2w, cameras.reference)
     focus = focus_distance(c2w, cameras.reference) if cameras.focus is None else jnp.asarray(cameras.focus, jnp.float32)
     to_first = jnp.swapaxes(origin[..., 0, :3, :3], -1, -2)
-    rotations = einsum(to_first, c2w[..., :3, :3], "... i j, ... v j k -> ... v i k")
     offsets = (c2w[..., :3, 3] - origin[..., :3, 3]) / focus[..., None, None]
-    origins = einsum(to_first, offsets, "... i j, ... v j -> ... v i")
+    with jax.default_matmul_precision("highest"):  # accelerators round what goes into fp32 matmuls
+        rotations = einsum(to_first, c2w[..., :3, :3], "... i j, ... v j k -> ... v i k")
+        return rotations, einsum(to_first, offsets, "... i j, ... v j -> ... v i")
+
+
+def projections(cameras: Cameras, height: int, width: int) -> Float[Array, "*b v 4 4"]:
+    """[K | 0; 0 1] c2w^-1 of poses as `relative_poses` gives them; K takes a picture to [-1/2, 1/2] x [-1/2, 1/2]."""
+    K, (rotations, origins) = jnp.asarray(cameras.K, jnp.float32), relative_poses(cameras)
+    scale, shift = np.float32([1 / width, 1 / height, 1]), np.float32([0.5, 0.5, 0])
+    K = K * scale[:, None] - shift[:, None] * K[..., 2:, :]
+    to_picture = jnp.sum(K[..., None] * jnp.swapaxes(rotations, -1, -2)[..., None, :, :], axis=-2)
+    moved = -jnp.sum(to_picture * origins[..., None, :], axis=-1, keepdims=True)
+    last = jnp.broadcast_to(np.float32([0, 0, 0, 1]), (*K.shape[:-2], 1, 4))
+    return jnp.concatenate([jnp.concatenate([to_picture, moved], axis=-1), last], axis=-2)
+
+
+def plucker_rays(cameras: Cameras, height: int, width: int) -> Float[Array, "*b v h w 6"]:
+    """The ray through each pixel's centre: direction of length 1, then moment; the reference camera at the origin."""
+    K, (rotations, origins) = jnp.asarray(cameras.K, jnp.float32), relative_poses(cameras)
     row, column = jnp.mgrid[:height, :width] + 0.5
     x = (column - K[..., 0, 2, None, None]) / K[..., 0, 0, None, None]
     y = (row - K[..., 1, 2, None, None]) / K[..., 1, 1, None, None]

@@ -68,11 +68,14 @@ def run_grid(
         x = x if each.tokens is None else x + each.tokens
         six = six if each.six is None else six + each.six
     cross = {name: each.cross for name, each in told.items() if each.cross is not None}
+    poses = {name: jnp.broadcast_to(each.pose, (*shape, 4, 4)) for name, each in told.items() if each.pose is not None}
+    poses = {name: base.projective(place(pose, lead), size) for name, pose in poses.items()}
     pictures = [each.pictures for each in told.values() if each.pictures is not None]
     if lead == 2:
         x, temb, six = map(fill_up, (x, temb, six))
+        poses = {name: pose.arranged(fill_up) for name, pose in poses.items()}
     shift_scale = None if projection is None else projection(temb)
-    run = Run(base, temb, six, cells, size, cross, shift_scale, probe, readout)
+    run = Run(base, temb, six, cells, size, cross, shift_scale, probe, readout, poses=poses)
     run = dataclasses.replace(run, shared=fusion.prepare(run))
 
     def layer(carry: Any, number: jax.Array | None, block: nnx.Module, sync: nnx.Module | None) -> tuple[Any, Any]:

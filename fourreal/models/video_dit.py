@@ -47,6 +47,7 @@ from fourreal.nn.kernels import XLA, Kernel
 from fourreal.nn.linear import linear
 from fourreal.nn.low_rank import add_low_rank
 from fourreal.nn.norms import modulate
+from fourreal.nn.projective import MULTIPLE, Projective
 from fourreal.nn.rotary import rotary_angles
 from fourreal.nn.stack import keep_rounded, stack
 from fourreal.parallel.activations import place
@@ -97,7 +98,7 @@ class VideoDiTConfig:
     """how an x0-model copies pictures that conditions offer: gates that add them, or a convex mix of them and its own,
     which its input corrects"""
     conditions: tuple[Condition, ...] = ()
-    """what it is told beside the given cells: hints (the nearest given frames), cameras, text"""
+    """what it is told beside the given cells: hints (the nearest given frames), cameras, prope (cameras too), text"""
     frequency_width: int = 256
     """width of the sinusoid of sigma"""
     dtype: Precision = "float32"
@@ -126,6 +127,11 @@ class VideoDiTConfig:
         if self.width % self.heads or (self.width // self.heads) % 2 or self.width // self.heads < 6:
             raise UserError(
                 f"width {self.width} with {self.heads} heads: the head size must be a whole even number of at least 6; "
+                "choose other heads"
+            )
+        if (posed := [each.name for each in self.conditions if each.pose]) and self.head_size % MULTIPLE:
+            raise UserError(
+                f"width {self.width} with {self.heads} heads: for {posed[0]} the head size must be a multiple of {MULTIPLE}; "
                 "choose other heads"
             )
         if len(self.patch) != 3 or self.patch[0] != 1 or self.patch[1] != self.patch[2] or self.patch[1] < 1:
@@ -246,9 +252,10 @@ class VideoDiT(nnx.Module):
         self.time_embed = TimeEmbed(config, rngs=rngs)
         self.time_projection = linear(width, 6 * width, dtype=jnp.float32, rngs=rngs, init=small)
         cross = tuple(condition.name for condition in config.conditions if condition.cross)
+        pose = tuple(condition.name for condition in config.conditions if condition.pose)
 
         def block(rngs: nnx.Rngs) -> Block:
-            made = Block(width, config.heads, config.mlp_width, cross=cross, dtype=dtype, rngs=rngs)
+            made = Block(width, config.heads, config.mlp_width, cross=cross, pose=pose, dtype=dtype, rngs=rngs)
             if config.lora_rank:
                 add_low_rank(made, config.lora_maps, config.lora_rank, config.lora_scale, rngs=rngs)
             return made
@@ -329,6 +336,11 @@ class VideoDiT(nnx.Module):
         patch = self.config.patch[1]
         return rotary_angles(positions, size[0] // patch, size[1] // patch, self.config.head_size)
 
+    def projective(self, pose: Float[Array, "*lead 4 4"], size: tuple[int, int]) -> Projective:
+        """What the poses of cells say to attention, for frames of `size` (height, width) pixels."""
+        patch = self.config.patch[1]
+        return Projective.of(pose, size[0] // patch, size[1] // patch, self.config.head_size)
+
     def run_block(
         self,
         block: Block,
@@ -336,12 +348,16 @@ class VideoDiT(nnx.Module):
         six: Float[Array, "*lead f 6 d"],
         angles: np.ndarray,
         cross: dict[str, Float[Array, "b n d"]],
+        poses: dict[str, Projective],
         attention: Callable = clip_attention,
     ) -> Float[Array, "*lead f s d"]:
-        """A block with the model's attention kernel; `cross` holds the tokens of its cross-attentions, one set for a grid."""
+        """A block with the model's attention kernel; `cross` holds the tokens of its cross-attentions, one set for a grid.
+
+        `poses` hold what its cells' poses say, by the condition's name.
+        """
         cross = {name: jnp.expand_dims(t, tuple(range(1, x.ndim - 3))) for name, t in cross.items()}
         of_self, of_cross = (functools.partial(of, kernel=self.kernel) for of in (attention, cross_attention))
-        return block(x, six, angles, cross, of_self, of_cross)
+        return block(x, six, angles, cross, poses, of_self, of_cross)
 
     def run_layers(self, layer: Callable, x: Any, parameters: Any) -> tuple[Any, Any]:
         """(x after `x, seen = layer(x, its parameters)` for each layer, all that was seen), gathered and under remat."""

@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 
 from fourreal.checkpoints.specs import ModelSpec
 from fourreal.conditions import LowRes
+from fourreal.conditions.cameras import camera_names
 from fourreal.conditions.condition import Condition, Conditions
 from fourreal.diffusion.guidance import guided_names
 from fourreal.diffusion.noise import cell_noise
@@ -63,9 +64,9 @@ class Cascade:
         return self.stages[-1].mesh
 
     @property
-    def cameras_taken(self) -> bool:
-        """Whether any stage can be told cameras."""
-        return any(stage.cameras_taken for stage in self.stages)
+    def cameras_taken(self) -> tuple[str, ...]:
+        """The conditions that are told the cameras, of any stage."""
+        return camera_names(self.conditions)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -94,7 +95,7 @@ class Cascade:
 
         What one stage does not take is said to the others alone, and guides these alone.
         """
-        named = {"text": text, "cameras": cameras}
+        named = {"text": text} | dict.fromkeys(self.cameras_taken or ("cameras",), cameras)
         said = dict(conditions or {}) | {name: value for name, value in named.items() if value is not None}
         if np.ndim(seed):
             options |= {"guidance_scale": guidance_scale, "guide": guide}
@@ -110,8 +111,9 @@ class Cascade:
             boxes = self.boxes(number)
             own = {condition.name for condition in stage.conditions}
             told = {name: value for name, value in said.items() if name in own}
-            if told.get("cameras") is not None:
-                told["cameras"] = reduced_cameras(told["cameras"], boxes)
+            for name in camera_names(stage.conditions):
+                if told.get(name) is not None:
+                    told[name] = reduced_cameras(told[name], boxes)
             if grid is not None:
                 low = enlarging(stage)
                 noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))

@@ -20,6 +20,7 @@ from fourreal.diffusion.samplers import Euler, Sampler
 from fourreal.errors import UserError
 from fourreal.options import read_options
 from fourreal.parallel.mesh import MeshConfig
+from fourreal.scene import Cameras
 from fourreal.serialize import to_json
 
 if TYPE_CHECKING:
@@ -137,9 +138,8 @@ class Sample:
     def parse(cls, argv: list[str], prog: str) -> "Sample":
         """Reads the options, with those of every condition that an imported module defines."""
         fields = [
-            (kind.kind, tyro.conf.OmitArgPrefixes[kind.Options], field(default=kind.Options()))
-            for kind in Condition.kinds()
-            if kind.Options is not None
+            (name, tyro.conf.OmitArgPrefixes[options], field(default=options()))
+            for options, name in _condition_options().items()
         ]
         every = make_dataclass("EverySample", fields, bases=(cls,), frozen=True)
         every.__doc__ = cls.__doc__
@@ -248,13 +248,13 @@ class Sample:
     def taken_conditions(self, specs: "Sequence[ModelSpec]") -> dict[str, Condition]:
         """The conditions of the stages' models, by name. Raises UserError for options of one that none takes."""
         taken = {condition.name: condition for spec in specs for condition in spec.model.conditions}
-        for kind in Condition.kinds():
-            options = getattr(self, kind.kind, None)
-            said = "" if options is None else kind.check_options(options)
-            if said and kind.kind not in taken:
+        for kind, name in _condition_options().items():
+            options = getattr(self, name, None)
+            said = "" if options is None else Condition.named(name).check_options(options)
+            if said and not any(condition.Options is kind for condition in taken.values()):
                 raise UserError(
-                    f"{said}: the checkpoint {self.inputs.checkpoint} takes no {kind.kind}; train one with "
-                    f"--model.conditions ... {kind.kind}"
+                    f"{said}: the checkpoint {self.inputs.checkpoint} takes no {name}; train one with "
+                    f"--model.conditions ... {name}"
                 )
         return taken
 
@@ -262,13 +262,13 @@ class Sample:
         self, taken: dict[str, Condition], inputs: "GridInput"
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """What the stages' models are told besides the given cells, and the words that say so, by name."""
-        told, words = {}, {}
-        for kind in Condition.kinds():
-            options = getattr(self, kind.kind, None)
-            if options is not None and kind.kind in taken:
-                value, line = taken[kind.kind].from_options(options, inputs)
-                told |= {} if value is None else {kind.kind: value}
-                words |= {kind.kind: line} if line else {}
+        told, words, names = {}, {}, _condition_options()
+        for name, condition in taken.items():
+            options = getattr(self, names.get(condition.Options, ""), None)
+            if options is not None:
+                value, line = condition.from_options(options, inputs)
+                told |= {} if value is None else {name: value}
+                words |= {name: line} if line and line not in words.values() else {}
         return told, words
 
     def _sample(
@@ -313,7 +313,7 @@ class Sample:
                 "timings_s": {"load": round(loaded, 3), "sample": round(took, 3)},
                 "peak_memory_gib": _peak_memory(),
             }
-            cameras = told.get("cameras")
+            cameras = next((value for value in told.values() if isinstance(value, Cameras)), None)
             K, c2w, focus = (inputs.K, inputs.c2w, None) if cameras is None else cameras[:3]
             focus = None if focus is None else float(focus)
             way = about["options"].get("trajectory")
@@ -335,6 +335,15 @@ class Sample:
             "seed": seed,
             "mesh": to_json(self.mesh),
         }
+
+
+def _condition_options() -> dict[type, str]:
+    """The options of conditions, by the name of the first kind that has them: kinds of equal `Options` are told the same."""
+    names: dict[type, str] = {}
+    for kind in Condition.kinds():
+        if kind.Options is not None:
+            names.setdefault(kind.Options, kind.kind)
+    return names
 
 
 def _free(folder: Path) -> Path:

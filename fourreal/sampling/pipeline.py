@@ -18,6 +18,7 @@ from jaxtyping import Bool, UInt8
 
 from fourreal.checkpoints.specs import ModelSpec, check_shape
 from fourreal.checkpoints.weights import read_placed
+from fourreal.conditions.cameras import camera_names
 from fourreal.conditions.condition import Condition, Conditions, axes_of
 from fourreal.diffusion.denoiser import make_denoiser
 from fourreal.diffusion.guidance import Branch, guided_names, scale_branches
@@ -119,7 +120,7 @@ class GridPipeline:
             if steps < 1 or not 0 <= each < 2**32:
                 raise UserError(f"{steps} steps, seed {each}: expected at least 1 step and a seed from 0 to 2^32 - 1")
         told = dict(conditions or {})
-        for name, value in (("text", text), ("cameras", cameras)):
+        for name, value in (("text", text), *((name, cameras) for name in self.cameras_taken or ("cameras",))):
             if value is not None and told.setdefault(name, value) is not value:
                 raise UserError(f"{name} is given twice, by itself and in conditions: give it once")
         told = self.told(told, frames, given)
@@ -237,6 +238,6 @@ class GridPipeline:
         return self.config.model.conditions
 
     @functools.cached_property
-    def cameras_taken(self) -> bool:
-        """Whether the model can be told cameras."""
-        return any(condition.name == "cameras" for condition in self.config.model.conditions)
+    def cameras_taken(self) -> tuple[str, ...]:
+        """The conditions that are told the cameras."""
+        return camera_names(self.conditions)

@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from fourreal.checkpoints.wan import from_diffusers
-from fourreal.conditions import Cameras, Hints, Text
+from fourreal.conditions import Cameras, Hints, Prope, Text
 from fourreal.models import VideoDiT, VideoDiTConfig
 from fourreal.scene import Cameras as CameraValue
 
@@ -64,13 +64,13 @@ def test_wan_and_video_dit_agree_with_one_sigma_a_frame(wan, state, config):
 
 @pytest.mark.slow
 def test_our_additions_leave_a_converted_wan_unchanged(wan, state, config):
-    """Context, given vector, hints and cameras are zero; the given frames take sigma 0, which they have here anyway."""
-    model = converted(state, replace(config, conditions=(Hints(), Cameras(), *config.conditions)))
+    """Context, given vector, hints and both ways of cameras are zero; the given frames take sigma 0, which they have anyway."""
+    model = converted(state, replace(config, conditions=(Hints(), Cameras(), Prope(), *config.conditions)))
     given = jnp.asarray(wan["sigma_bf"] == 0)
     for context, views in (("dynamic", 1), ("freeze_time", given.shape[1]), ("image", 1)):
         ones = jnp.ones((len(given), views, 1, 1))
         cameras = CameraValue(2 * ones * jnp.eye(3), ones * jnp.eye(4))
-        out = run(model, wan, "sigma_bf", context, given, cameras=cameras)
+        out = run(model, wan, "sigma_bf", context, given, cameras=cameras, prope=cameras)
         np.testing.assert_allclose(out, wan["output_bf"], atol=TOLERANCE, rtol=0)
 
 

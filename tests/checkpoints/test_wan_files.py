@@ -19,7 +19,7 @@ from fourreal import cli
 from fourreal.checkpoints.specs import describe_checkpoint
 from fourreal.checkpoints.wan_files import base_config, load_base
 from fourreal.checkpoints.weights import read_weights, save_weights
-from fourreal.conditions import Text
+from fourreal.conditions import Prope, Text
 from fourreal.host.streamed import Streamed, write_streamed
 from fourreal.models import GridDiTConfig, VideoDiT
 from fourreal.serialize import to_json
@@ -256,6 +256,24 @@ def test_what_the_other_side_has_not_stays_behind_only_if_it_is_named(state, sou
     line = refusal(capsys, tmp_path, tmp_path / "base", "--export")
     assert "Wan has no base.given.vector, and it is not zero" in line
     assert convert(tmp_path / "base", "--export", "--out", tmp_path / "back", "--leave-out", "base.given.*") == 0
+
+
+def test_a_base_gets_a_fresh_branch_for_cameras_and_goes_back_while_that_is_zero_or_left_out(source, tmp_path, capsys):
+    assert convert(source, "--out", tmp_path / "base") == 0
+    spec = describe_checkpoint(tmp_path / "base")
+    model = dataclasses.replace(spec.model, conditions=(*spec.model.conditions, Prope()))
+    spec = dataclasses.replace(spec, model=model)
+    params, said = initial_params(spec, 0, tmp_path / "base")
+    assert said.endswith("; fresh: base.blocks.pose.prope")
+    save_weights(tmp_path / "more", params, to_json(spec), dtype="float32")
+    assert convert(tmp_path / "more", "--export", "--out", tmp_path / "back") == 0
+    weights = read_weights(tmp_path / "more")
+    weights["base.blocks.pose.prope.kernel"][1, 0, 0] = 1e-3
+    save_file(weights, tmp_path / "more" / "model.safetensors")
+    line = refusal(capsys, tmp_path, tmp_path / "more", "--export")
+    assert "Wan has no base.blocks.pose.prope.kernel, and it is not zero" in line
+    left = ("--leave-out", "base.blocks.pose.*")
+    assert convert(tmp_path / "more", "--export", "--out", tmp_path / "left", *left) == 0
 
 
 def test_low_rank_additions_are_merged_or_written_as_diffusers_loads_them(wan, source, tmp_path):

@@ -4,30 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cameras_around import SIZE, VIEWS, around, batched
 from flax import traverse_util
 
 from fourreal.conditions import Cameras
 from fourreal.conditions.condition import drop_examples, without
 from fourreal.errors import UserError
-from fourreal.geometry import pinhole
 from fourreal.geometry.rays import plucker_rays
 from fourreal.models import GridDiTConfig
-from fourreal.scene import Cameras as Value
 from fourreal.scene import Scene
-
-VIEWS, SIZE = 3, 4
-
-
-def around(views: int = VIEWS, distance: float = 2.5) -> Value:
-    """Cameras around (1, -2, 0.5), 60 degrees in all, each with its own K."""
-    share = np.linspace(0, 1, views)
-    c2w = pinhole.orbit_arc(np.array([1, -2, 0.5]), distance, 30 + 60 * share, 20 + 10 * share)
-    return Value(np.stack([pinhole.intrinsics(40 + 5 * v, SIZE) for v in range(views)]), c2w)
-
-
-def batched(cameras: Value, known: tuple[bool, ...]) -> Value:
-    K, c2w = (np.stack([array] * len(known)) for array in cameras[:2])
-    return Value(K, c2w, known=np.array(known))
 
 
 @pytest.mark.parametrize("fusion", ["soft", "fused"])

@@ -289,7 +289,7 @@ def test_four_devices_find_what_one_finds(tiny, fusion):
 class Pipeline:
     """What a probe takes from a pipeline that can be told cameras."""
 
-    cameras_taken, denoiser, params, told = True, "denoiser", "params", GridPipeline.told
+    cameras_taken, denoiser, params, told = ("cameras",), "denoiser", "params", GridPipeline.told
 
     def __init__(self, base):
         self.config = ModelSpec(base, GridDiTConfig("soft"), VIEWS, TIMES, (SIZE, SIZE))

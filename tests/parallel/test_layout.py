@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fourreal.checkpoints.weights import flat_names, open_weights, read_placed, save_weights
-from fourreal.conditions import Condition
+from fourreal.conditions import Condition, Prope
 from fourreal.data.batches import PipelineConfig
 from fourreal.data.masks import CLIPS, CutMix
 from fourreal.models import GridDiT, GridDiTConfig, VideoDiT
@@ -143,7 +143,7 @@ def test_switch_is_one_all_to_all_and_nothing_else():
     ids=lambda grid: grid.fusion,
 )
 def test_table_knows_every_parameter_and_every_axis_it_cuts_is_there(tiny, grid):
-    base = tiny.config(hints=True, cameras=True, text_width=8)
+    base = tiny.config(hints=True, cameras=True, text_width=8, heads=3, conditions=(Prope(),))
     table, shapes = model_table(base, grid), flat_names(split_model(base, grid)[1])
     assert table.keys() == shapes.keys()
     for name, shape in shapes.items():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fourreal.conditions import Prompt
+from fourreal.conditions import Prompt, Prope
 from fourreal.data.batches import PipelineConfig
 from fourreal.data.masks import CLIPS, CutMix
 from fourreal.diffusion.denoiser import make_denoiser
@@ -36,6 +36,15 @@ FILLED_UP = [
     *[(fusion, MIXED[0], (3, 5)) for fusion in ("soft", "sequential", "fused")],
     ("fused", MIXED[1], (3, 2)),
     ("soft", {"grid": 4}, (4, 5)),
+]
+
+# Cameras as relative positions, with heads of 8 numbers: the branch's heads are cut with the others, its poses with the cells;
+# and low-rank additions to every map.
+PROPE = [
+    *[("soft", mesh, (VIEWS, TIMES)) for mesh in MIXED],
+    ("fused", MIXED[1], (VIEWS, TIMES)),
+    ("fused", MIXED[0], (3, 5)),
+    ("sequential", MIXED[0], (3, 5)),
 ]
 
 
@@ -71,13 +80,18 @@ def one_step(
     devices: int,
     microbatch: int | None = None,
     cells: tuple[int, int] = (VIEWS, TIMES),
+    prope: bool = False,
 ):
     """(state, metrics) after a step from perturbed parameters."""
-    base = tiny.config(hints=True, cameras=True, text_width=6)
+    changes = {"width": 32, "heads": 4, "conditions": (Prope(),), "lora_rank": 2, "lora_maps": ("*",)} if prope else {}
+    base = tiny.config(hints=True, cameras=True, text_width=6, **changes)
     optim = OptimConfig(lr=0.01, warmup=0, ema=0.5, microbatch=microbatch)
     data = PipelineConfig(cuts=CLIPS if fusion == "base" else CutMix())
     config = TrainConfig("x", base, GridDiTConfig(fusion), data, optim=optim, steps=10)
     inputs = batch(VIEWS, 1) if fusion == "base" else batch(*cells)
+    if prope:
+        told = inputs["conditions"]
+        inputs = inputs | {"conditions": told | {"prope": told["cameras"]}}
     with jax.set_mesh(make_mesh(mesh, jax.local_devices()[:devices])):
         params = tiny.params(config.model, config.grid)
         table = model_table(config.model, config.grid)
@@ -103,6 +117,15 @@ def test_step_equals_that_of_one_device_where_grid_does_not_divide_views_or_time
     same(
         one_step(tiny, fusion, MeshConfig(**mesh), 8, cells=cells), one_step(tiny, fusion, MeshConfig(), 1, cells=cells)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fusion", "mesh", "cells"), PROPE, ids=lambda value: str(value).replace(" ", ""))
+def test_step_with_cameras_as_relative_positions_and_low_rank_additions_equals_that_of_one_device(
+    tiny, fusion, mesh, cells
+):
+    found = one_step(tiny, fusion, MeshConfig(**mesh), 8, cells=cells, prope=True)
+    same(found, one_step(tiny, fusion, MeshConfig(), 1, cells=cells, prope=True))
 
 
 @pytest.mark.slow

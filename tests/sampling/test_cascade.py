@@ -11,7 +11,7 @@ import fourreal
 from fourreal import cli
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint, stage_folders
 from fourreal.checkpoints.weights import save_weights
-from fourreal.conditions import Cameras, Hints, LowRes
+from fourreal.conditions import Cameras, Hints, LowRes, Prope
 from fourreal.errors import UserError
 from fourreal.evaluation.evaluate import EvaluationGrid, with_parts_left_out
 from fourreal.evaluation.probe import probe_pipeline
@@ -23,8 +23,8 @@ from fourreal.sampling.pipeline import GridPipeline
 from fourreal.scene import reduced_cameras, reduced_frames
 from fourreal.serialize import to_json
 
-BASE = VideoDiTConfig(width=24, depth=1, heads=2, mlp_width=32, patch=(1, 4, 4), conditions=(Hints(),))
-LOW = ModelSpec(replace(BASE, conditions=(Hints(), Cameras())), GridDiTConfig("soft"), 2, 3, (8, 8))
+BASE = VideoDiTConfig(width=24, depth=1, heads=3, mlp_width=32, patch=(1, 4, 4), conditions=(Hints(),))
+LOW = ModelSpec(replace(BASE, conditions=(Hints(), Cameras(), Prope())), GridDiTConfig("soft"), 2, 3, (8, 8))
 HIGH = ModelSpec(replace(BASE, conditions=(Hints(), LowRes(factor=2))), GridDiTConfig("soft"), 2, 3, (16, 16))
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(256, size=(2, 3, 16, 16, 3), dtype=np.uint8)
@@ -123,6 +123,7 @@ def test_cameras_reach_the_stages_that_take_them_in_pixels_of_their_size(cascade
     spied = Cascade(tuple(_Spy(*each) for each in zip(cascade.stages, seen, strict=True)))
     np.testing.assert_array_equal(spied(FRAMES, GIVEN, cameras=cameras, steps=1), result)
     told = seen[0][0]["conditions"]["cameras"]
+    np.testing.assert_array_equal(seen[0][0]["conditions"]["prope"].K, told.K)
     np.testing.assert_allclose(told.K, cameras.K * np.float32([[0.5], [0.5], [1]]), rtol=1e-6)  # halves are exact
     np.testing.assert_array_equal(told.c2w, cameras.c2w)
     assert "cameras" not in seen[1][0]["conditions"]

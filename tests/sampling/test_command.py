@@ -15,7 +15,7 @@ from PIL import Image
 from fourreal import cli
 from fourreal.checkpoints import specs as checkpoints
 from fourreal.checkpoints.specs import ModelSpec
-from fourreal.conditions import Cameras, Hints, Text
+from fourreal.conditions import Cameras, Hints, Prope, Text
 from fourreal.diffusion.samplers import Euler, Heun, UniPC
 from fourreal.geometry.trajectories import trajectory
 from fourreal.media.videos import write_video
@@ -376,6 +376,24 @@ def test_a_wide_grid_of_other_numbers_is_sampled_from_the_command_line(tmp_path,
         np.testing.assert_array_equal(grid[0], video)
         np.testing.assert_array_equal(grid[:, 0], orbit)
     assert (one[1:, 1:] != other[1:, 1:]).any()
+
+
+@pytest.mark.parametrize("kinds", [(Prope,), (Cameras, Prope)])
+def test_options_of_cameras_are_told_to_every_condition_that_takes_them(pipeline, capsys, monkeypatch, tmp_path, kinds):
+    spec = replace(SPEC, model=replace(BASE, width=16, conditions=tuple(kind() for kind in kinds)))
+    monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: spec)
+    assert sample("--video", "long.mp4", "--trajectory", "dolly:0.5", "--out", "out/a") == 0
+    assert capsys.readouterr().out.count("cameras: dolly:0.5") == 1
+    assert (
+        sample("--image", "orbit.mp4", "--cameras", "out/a/transforms.json", "--frames", "0:1", "--out", "out/b") == 0
+    )
+    for _, _, options in pipeline.calls:
+        assert set(options["conditions"]) == {kind.kind for kind in kinds}
+        for told in options["conditions"].values():
+            distances = np.linalg.norm(told.c2w[:, :3, 3], axis=1)
+            np.testing.assert_allclose(distances, [1, 0.75, 0.5], atol=1e-6)
+    stored = [json.loads((tmp_path / f"out/{name}/transforms.json").read_text())["cameras"] for name in "ab"]
+    assert stored == ["asked for by --trajectory dolly:0.5, not measured", "known"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import fourreal
 from fourreal.checkpoints.specs import ModelSpec, describe_checkpoint
 from fourreal.checkpoints.weights import save_weights
-from fourreal.conditions import Cameras, Hints, Prompt, Text
+from fourreal.conditions import Cameras, Hints, Prompt, Prope, Text
 from fourreal.errors import UserError
 from fourreal.geometry.trajectories import trajectory
 from fourreal.models import GridDiTConfig, VideoDiTConfig
@@ -204,6 +204,21 @@ def test_cameras_change_what_is_sampled_and_a_model_without_them_refuses(pipe):
         told(FRAMES, GIVEN, steps=2, cameras=trajectory("orbit", 2, (8, 8)))
     with pytest.raises(ValueError, match="takes no cameras"):
         pipe(FRAMES, GIVEN, steps=2, cameras=cameras)
+
+
+@pytest.mark.slow
+def test_cameras_are_told_to_every_condition_that_takes_them():
+    model = replace(BASE, width=24, heads=3, conditions=(Hints(), Cameras(), Prope()))
+    spec = replace(SPEC, model=model)
+    fresh = fresh_params(spec.model, spec.grid, 0)
+    told = GridPipeline(spec, jax.tree.map(lambda x: x + 0.05 * RNG.standard_normal(x.shape, np.float32), fresh))
+    cameras = trajectory("orbit:90", 3, (8, 8))
+    both = told(FRAMES, GIVEN, steps=1, cameras=cameras)
+    by_name = told(FRAMES, GIVEN, steps=1, conditions={"cameras": cameras, "prope": cameras})
+    np.testing.assert_array_equal(by_name, both)
+    assert (told(FRAMES, GIVEN, steps=1, conditions={"cameras": cameras}) != both).any()
+    untold = told(FRAMES, GIVEN, steps=1, cameras=cameras, untold={"cameras", "prope"})
+    np.testing.assert_array_equal(untold, told(FRAMES, GIVEN, steps=1))
 
 
 def test_a_model_whose_hints_move_makes_them_of_the_given_frames_or_takes_a_callers():

@@ -1,6 +1,7 @@
 """`base`: the base alone, one stream along the longer axis of a clip: a grid of one time (freeze time) or of one view."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,9 @@ class Base(Fusion):
         context = self.context
         if context == BY_SHAPE:
             context = "image" if views == times == 1 else "freeze_time" if times == 1 else "dynamic"
-        six = rearrange(run.base.context(run.six, context), "b v t ... -> b (v t) ...")
-        return run.clip_block(six, run.cells.times if views == 1 else run.cells.views)
+        positions = run.cells.times if views == 1 else run.cells.views
+        as_clips = functools.partial(rearrange, pattern="b v t ... -> b (v t) ...")
+        return run.clip_block(run.base.context(run.six, context), positions, as_clips)
 
     def layer(self, carry: Float[Array, "b f s d"], block: Any, sync: Any, run: Run) -> tuple[Array, Any]:
         x = place_tokens(run.shared(block, carry), 1)

@@ -40,7 +40,7 @@ class Fused(OneStream):
                 other = run.changed((k, v), "stream") if run.probe.exchange else None
                 return fused_attention(q, k, v, other=other, cells=(views, times), **options)
 
-            return run.base.run_block(block, x, six, angles, run.cross, attention)
+            return run.base.run_block(block, x, six, angles, run.cross, run.poses, attention)
 
         return over_both
 

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
 from fourreal.grid import Cells
-from fourreal.nn.attention import clip_attention
+from fourreal.nn.projective import Projective
 from fourreal.parallel.activations import existing, swap_view_time
 from fourreal.serialize import Kind
 
@@ -63,6 +63,8 @@ class Run:
     """what the fusion prepared for all layers"""
     layer: Any = None
     """number of the layer, where the probe asks for it"""
+    poses: dict[str, Projective] = dataclasses.field(default_factory=dict)
+    """what the cells' poses say to attention, by the condition's name"""
 
     def to_view(self, x: Shaped[Array, "b v t *rest"]) -> Shaped[Array, "b t v *rest"]:
         """From the layout of the time stream, and this object's, to that of the view stream."""
@@ -88,11 +90,15 @@ class Run:
         return y if self.probe.exchange is None else x + self.changed(y - x, stream)
 
     def clip_block(
-        self, six: Array, positions: Any, attention: Callable = clip_attention
+        self, six: Array, positions: Any, arrange: Callable[[Array], Array] = lambda x: x
     ) -> Callable[["Block", Array], Array]:
-        """The base's block as a function of its parameters and clips `[..., f, s, d]` at such positions."""
-        angles = self.base.angles(positions, self.size)
-        return lambda block, x: self.base.run_block(block, x, six, angles, self.cross, attention)
+        """The base's block as a function of its parameters and clips `[..., f, s, d]` at such positions.
+
+        `arrange` brings what belongs to cells, `six` and the poses, from `[b v t ...]` to the axes of the clips.
+        """
+        angles, six = self.base.angles(positions, self.size), arrange(six)
+        poses = {name: pose.arranged(arrange) for name, pose in self.poses.items()}
+        return lambda block, x: self.base.run_block(block, x, six, angles, self.cross, poses)
 
     def observed(self, **streams: Array) -> Any:
         """What the probe makes of the streams after a layer."""

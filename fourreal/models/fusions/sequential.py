@@ -21,7 +21,7 @@ class Sequential(OneStream):
     def prepare(self, run: Run) -> tuple[Callable, Callable]:
         context = run.base.context
         return (
-            run.clip_block(run.to_view(context(run.six, "freeze_time")), run.cells.views),
+            run.clip_block(context(run.six, "freeze_time"), run.cells.views, run.to_view),
             run.clip_block(context(run.six, "dynamic"), run.cells.times),
         )
 

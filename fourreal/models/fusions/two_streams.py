@@ -44,7 +44,7 @@ class TwoStreams(Fusion):
         if run.shift_scale is not None:
             modulation = Streams(run.to_view(run.shift_scale), place(run.shift_scale))
         return Shared(
-            run.clip_block(run.to_view(context(run.six, "freeze_time")), run.cells.views),
+            run.clip_block(context(run.six, "freeze_time"), run.cells.views, run.to_view),
             run.clip_block(context(run.six, "dynamic"), run.cells.times),
             modulation,
         )
