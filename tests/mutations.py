@@ -937,8 +937,8 @@ BREAKS = [
     ),
     Break(
         "data/batches.py",
-        'config.masks, recorded.get("exists"))',
-        "config.masks)",
+        'masks, recorded.get("exists"))',
+        "masks)",
         BATCHES + "missing_cells_and_invalid_pixels_reach_the_batch_and_no_missing_cell_is_given",
     ),
     Break(

@@ -51,6 +51,12 @@ def test_steps_are_those_that_the_checkpoint_names_unless_a_call_does(pipe, para
     np.testing.assert_array_equal(two(FRAMES, GIVEN, steps=4), pipe(FRAMES, GIVEN))
 
 
+def test_the_shift_of_the_noise_levels_is_the_checkpoints_unless_a_call_says_another(pipe, params):
+    shifted = GridPipeline(replace(SPEC, shift=3.0), params)
+    np.testing.assert_array_equal(pipe(FRAMES, GIVEN, shift=3.0), shifted(FRAMES, GIVEN))
+    assert (shifted(FRAMES, GIVEN) != pipe(FRAMES, GIVEN)).any()
+
+
 def test_the_seed_decides_the_sample(pipe):
     first, again, other = (pipe(FRAMES, GIVEN, steps=3, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -148,6 +154,7 @@ def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, st
     [
         ({"seed": -1}, "seed from 0"),
         ({"seed": [0, 2**32]}, "seed from 0"),
+        ({"shift": 0.0}, "shift 0.0: give a number above 0"),
         ({"method": "hean"}, "did you mean 'heun'"),
         ({"guidance_scale": 2.0, "guide": ["text"]}, "guidance by text: .* expected some of given, hints"),
         ({"text": np.zeros((3, 8), np.float32)}, "takes no text"),
