@@ -98,7 +98,7 @@ def plan_program(config: TrainConfig, topology: Topology, size: tuple[int, int],
     except aot.DoesNotFit as error:
         raise too_large(config, topology, guidance, name, error.needed) from error
     collectives = roofline.from_answer(answer["collectives"])
-    seconds = roofline.estimate(topology, answer["flops"], answer["traffic"], collectives, answer["coordinates"])
+    seconds = roofline.estimate(topology, answer["executed"], answer["traffic"], collectives, answer["coordinates"])
     return Program(name, answer, seconds)
 
 
@@ -162,6 +162,10 @@ def report(
     ]
     for each in programs:
         rows += program_rows(programs, each, usable)
+    if (same := round(denoise["executed"] / denoise["flops"])) > 1:
+        rows.append(
+            ("", f"{same} devices compute the same each" + ("" if guidance else "; with guidance, other branches"))
+        )
     best, worst = (sum(getattr(each.seconds, of) * each.runs for each in programs) for of in ("best", "worst"))
     rows += [
         ("a grid", f"{best:.3g} to {worst:.3g} s by these, of all its cells: an estimate"),
@@ -192,19 +196,20 @@ def program_rows(programs: list[Program], program: Program, usable: str) -> list
 def describe_program(question: aot.Question) -> dict[str, Any]:
     """Compiles one of the programs here and now, and returns what it needs; `runs` of them make a grid.
 
-    `flops` are of all devices together, `memory`, `parameters` (bytes), `traffic` and `collectives` of one. For GPUs, memory
-    and traffic of the model are by formula, of a codec those of XLA's program for CPUs, as are the collectives.
+    `flops` are what a run takes, `executed` those of all devices together, of which some compute the same; `memory`,
+    `parameters` (bytes), `traffic` and `collectives` are of one. For GPUs, memory and traffic of the model are by formula, of a
+    codec those of XLA's program for CPUs, as are the collectives.
     """
     import jax
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from fourreal.nn.kernels import XLA, resolve_kernel
-    from fourreal.parallel.mesh import make_mesh, slice_of
+    from fourreal.parallel.mesh import make_mesh, repeats, slice_of
     from fourreal.planning import gpu_memory, hlo
     from fourreal.planning.collectives import collectives
     from fourreal.planning.traffic import memory_traffic
-    from fourreal.training.cost import compiled_bytes, jaxpr_flops
+    from fourreal.training.cost import compiled_bytes, matmul_flops
 
     config, topology = question.config, parse_topology(question.topology, question.slices)
     for_tpu, denoises = topology.chip.sides > 0, question.program == "denoise"
@@ -219,12 +224,19 @@ def describe_program(question: aot.Question) -> dict[str, Any]:
             function, arguments, about = denoising(question, kernel if for_tpu else XLA)
         else:
             function, arguments, about = coding(question, mesh.size)
-        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+        plain = denoising(question, XLA)[0] if denoises else function
         began = time.monotonic()
         try:
             compiled = jax.jit(function, out_shardings=whole, keep_unused=True).lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             return aot.too_large(str(error))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    flops = matmul_flops(plain, *shapes)  # without a mesh, so that everything counts once
+    same = (
+        repeats(1 + question.guidance, fusion_of(config).lead, mesh.shape)
+        if denoises
+        else mesh.size / len(arguments[1])
+    )
     program = hlo.parse(compiled.as_text())
     memory, traffic = compiled_bytes(compiled), memory_traffic(program)
     if denoises and not for_tpu:
@@ -234,7 +246,8 @@ def describe_program(question: aot.Question) -> dict[str, Any]:
         )
     first = [device for device in mesh.devices.flat if slice_of(device) == slice_of(mesh.devices.flat[0])]
     return about | {
-        "flops": jaxpr_flops(jaxpr),
+        "flops": flops,
+        "executed": int(flops * same),
         "seconds": time.monotonic() - began,
         "parameters": gpu_memory.on_device(arguments[0]),
         "kernel": str(kernel),
