@@ -125,12 +125,12 @@ def too_large(config: TrainConfig, topology: Topology, guidance: bool, name: str
     needs = f"needs {needed / GIB:.2f} GiB a device" if needed else "needs more memory"
     codec = config.codec
     if name == "denoise":
-        ways = ["a larger --topology, whose devices share the grid", "fewer --data.views or --data.times"]
+        ways = ["a larger --topology", "fewer --data.views or --data.times"]
         if isinstance(codec, WanCodec) and codec.mode == "per_cell":
             ways += ["a --codec with mode=per_view, a quarter of the tokens"]
         ways += ["no --guidance"] if guidance else []
     else:
-        ways = ["a larger --topology, whose devices share the model's parameters"]
+        ways = ["a larger --topology"]
         if isinstance(codec, WanCodec):
             tiles = Tiles(codec.tiles.size // 2, codec.tiles.stride // 2) if codec.tiles else Tiles()
             ways = [f"tiles, --codec '{dataclasses.replace(codec, tiles=tiles).to_text()}'", *ways]
@@ -150,10 +150,11 @@ def report(
     chip, denoise = topology.chip, programs[0].answer
     views, times, steps = config.data.views, config.data.times, config.sampling_steps
     usable = binary(chip.usable / chip.devices)
+    chips = "1 chip" if topology.chips == 1 else f"{topology.chips} chips"
     guided = "with guidance, two evaluations a step" if guidance else "without guidance"
     params = ", ".join(f"{binary(size)} of the {owner}" for owner, size in held(programs).items())
     rows = [
-        ("topology", f"{topology.name}, {topology.chips} chips; mesh {describe(denoise['mesh'])}; {denoise['kernel']}"),
+        ("topology", f"{topology.name}, {chips}; mesh {describe(denoise['mesh'])}; {denoise['kernel']}"),
         (
             "grid",
             f"{views} views x {times} times of {size[0]} x {size[1]}, {denoise['tokens']:,} tokens; {steps} steps {guided}",
