@@ -98,7 +98,7 @@ def plan_program(config: TrainConfig, topology: Topology, size: tuple[int, int],
     except aot.DoesNotFit as error:
         raise too_large(config, topology, guidance, name, error.needed) from error
     collectives = roofline.from_answer(answer["collectives"])
-    seconds = roofline.estimate(topology, answer["flops"], answer["traffic"], collectives, answer["coordinates"])
+    seconds = roofline.estimate(topology, answer["executed"], answer["traffic"], collectives, answer["coordinates"])
     return Program(name, answer, seconds)
 
 
@@ -125,12 +125,12 @@ def too_large(config: TrainConfig, topology: Topology, guidance: bool, name: str
     needs = f"needs {needed / GIB:.2f} GiB a device" if needed else "needs more memory"
     codec = config.codec
     if name == "denoise":
-        ways = ["a larger --topology, whose devices share the grid", "fewer --data.views or --data.times"]
+        ways = ["a larger --topology", "fewer --data.views or --data.times"]
         if isinstance(codec, WanCodec) and codec.mode == "per_cell":
             ways += ["a --codec with mode=per_view, a quarter of the tokens"]
         ways += ["no --guidance"] if guidance else []
     else:
-        ways = ["a larger --topology, whose devices share the model's parameters"]
+        ways = ["a larger --topology"]
         if isinstance(codec, WanCodec):
             tiles = Tiles(codec.tiles.size // 2, codec.tiles.stride // 2) if codec.tiles else Tiles()
             ways = [f"tiles, --codec '{dataclasses.replace(codec, tiles=tiles).to_text()}'", *ways]
@@ -150,10 +150,11 @@ def report(
     chip, denoise = topology.chip, programs[0].answer
     views, times, steps = config.data.views, config.data.times, config.sampling_steps
     usable = binary(chip.usable / chip.devices)
+    chips = "1 chip" if topology.chips == 1 else f"{topology.chips} chips"
     guided = "with guidance, two evaluations a step" if guidance else "without guidance"
     params = ", ".join(f"{binary(size)} of the {owner}" for owner, size in held(programs).items())
     rows = [
-        ("topology", f"{topology.name}, {topology.chips} chips; mesh {describe(denoise['mesh'])}; {denoise['kernel']}"),
+        ("topology", f"{topology.name}, {chips}; mesh {describe(denoise['mesh'])}; {denoise['kernel']}"),
         (
             "grid",
             f"{views} views x {times} times of {size[0]} x {size[1]}, {denoise['tokens']:,} tokens; {steps} steps {guided}",
@@ -162,6 +163,10 @@ def report(
     ]
     for each in programs:
         rows += program_rows(programs, each, usable)
+    if (same := round(denoise["executed"] / denoise["flops"])) > 1:
+        rows.append(
+            ("", f"{same} devices compute the same each" + ("" if guidance else "; with guidance, other branches"))
+        )
     best, worst = (sum(getattr(each.seconds, of) * each.runs for each in programs) for of in ("best", "worst"))
     rows += [
         ("a grid", f"{best:.3g} to {worst:.3g} s by these, of all its cells: an estimate"),
@@ -192,19 +197,20 @@ def program_rows(programs: list[Program], program: Program, usable: str) -> list
 def describe_program(question: aot.Question) -> dict[str, Any]:
     """Compiles one of the programs here and now, and returns what it needs; `runs` of them make a grid.
 
-    `flops` are of all devices together, `memory`, `parameters` (bytes), `traffic` and `collectives` of one. For GPUs, memory
-    and traffic of the model are by formula, of a codec those of XLA's program for CPUs, as are the collectives.
+    `flops` are what a run takes, `executed` those of all devices together, of which some compute the same; `memory`,
+    `parameters` (bytes), `traffic` and `collectives` are of one. For GPUs, memory and traffic of the model are by formula, of a
+    codec those of XLA's program for CPUs, as are the collectives.
     """
     import jax
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from fourreal.nn.kernels import XLA, resolve_kernel
-    from fourreal.parallel.mesh import make_mesh, slice_of
+    from fourreal.parallel.mesh import make_mesh, repeats, slice_of
     from fourreal.planning import gpu_memory, hlo
     from fourreal.planning.collectives import collectives
     from fourreal.planning.traffic import memory_traffic
-    from fourreal.training.cost import compiled_bytes, jaxpr_flops
+    from fourreal.training.cost import compiled_bytes, matmul_flops
 
     config, topology = question.config, parse_topology(question.topology, question.slices)
     for_tpu, denoises = topology.chip.sides > 0, question.program == "denoise"
@@ -219,12 +225,19 @@ def describe_program(question: aot.Question) -> dict[str, Any]:
             function, arguments, about = denoising(question, kernel if for_tpu else XLA)
         else:
             function, arguments, about = coding(question, mesh.size)
-        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+        plain = denoising(question, XLA)[0] if denoises else function
         began = time.monotonic()
         try:
             compiled = jax.jit(function, out_shardings=whole, keep_unused=True).lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             return aot.too_large(str(error))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    flops = matmul_flops(plain, *shapes)  # without a mesh, so that everything counts once
+    same = (
+        repeats(1 + question.guidance, fusion_of(config).lead, mesh.shape)
+        if denoises
+        else mesh.size / len(arguments[1])
+    )
     program = hlo.parse(compiled.as_text())
     memory, traffic = compiled_bytes(compiled), memory_traffic(program)
     if denoises and not for_tpu:
@@ -234,7 +247,8 @@ def describe_program(question: aot.Question) -> dict[str, Any]:
         )
     first = [device for device in mesh.devices.flat if slice_of(device) == slice_of(mesh.devices.flat[0])]
     return about | {
-        "flops": jaxpr_flops(jaxpr),
+        "flops": flops,
+        "executed": int(flops * same),
         "seconds": time.monotonic() - began,
         "parameters": gpu_memory.on_device(arguments[0]),
         "kernel": str(kernel),
