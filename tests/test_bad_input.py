@@ -95,7 +95,7 @@ ROWS = [
     Row(
         "base for a grid model",
         "sample --checkpoint base",
-        ("is a base on clips", "train a grid model on it", "--init-from"),
+        ("a base makes clips", "train a grid model on it", "--init-from"),
     ),
     Row(
         "grid's name",
@@ -1248,6 +1248,7 @@ ALLOWED = {
     ("cli.py", "import_module"),  # our own verbs
     ("options.py", "import_module"),  # the modules that the user names with --extensions
     ("others.py", "import_module"),  # and those of --metric
+    ("encoder.py", "torch"),  # by transformers, which reads safetensors alone
     ("aot.py", "subprocess"),  # itself in a process of its own, asked in JSON
     # packages of networks keep weights as pickles: read only with the right SHA-256, and only pieces of arrays
     *(("package_weights.py", name) for name in ("pickle", "import_module")),

@@ -2,7 +2,7 @@
 
 fourreal plan configs/wan_1b_sync.py --topology v5e:4x4 --size 36 64
 fourreal plan configs/nano.py --topology v5e:2x4 --slices 2 --mesh.grid 2 --data.batch-size 64 --size 64 64
-fourreal plan configs/wan_1b.py --topology v6e:2x4 --sample --codec wan --size 288 512 --sampling-steps 50
+fourreal plan configs/wan_1b_sync.py --topology v6e:2x4 --sample --size 288 512 --sampling-steps 50
 
 TPU topologies are compiled by XLA's own compiler (pip install -e '.[tpu]'). Any setting of the config can follow, as in train.
 """

@@ -15,6 +15,7 @@ from typing import Any
 
 from fourreal.codecs import WanCodec
 from fourreal.codecs.wan import Tiles
+from fourreal.codecs.wan.codec import RANDOM
 from fourreal.errors import UserError
 from fourreal.models.fusions import Base
 from fourreal.parallel.chips import GIB, Topology, parse_topology
@@ -333,7 +334,7 @@ def coding(question: aot.Question, devices: int) -> tuple[Callable, tuple, dict[
     pieces = jax.eval_shape(codec.pieces, jax.ShapeDtypeStruct(shape, dtype))
     some = jax.ShapeDtypeStruct((min(devices, len(pieces)), *pieces.shape[1:]), dtype)
     everywhere = NamedSharding(jax.sharding.get_mesh(), P())
-    without_weights = dataclasses.replace(codec, weights="") if hasattr(codec, "weights") else codec
+    without_weights = dataclasses.replace(codec, weights=RANDOM) if hasattr(codec, "weights") else codec
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         (jax.eval_shape(without_weights.parameters), some),

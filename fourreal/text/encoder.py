@@ -89,7 +89,11 @@ def open_encoder(folder: str | Path, dtype: Precision = "float32") -> Iterator[E
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
         model, report = UMT5EncoderModel.from_pretrained(
-            folder / TEXT_ENCODER, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
+            folder / TEXT_ENCODER,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
         )
     except Exception as error:  # of many kinds, as the file is
         raise UserError(

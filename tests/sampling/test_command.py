@@ -52,7 +52,7 @@ class GreyPipeline:
 def pipeline(monkeypatch, tmp_path):
     """A pipeline in place of the real one, which has its own tests, in a folder with clips and one test grid."""
     pipe = GreyPipeline()
-    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh: pipe)
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh, vae: pipe)
     monkeypatch.setattr(checkpoints, "describe_checkpoint", lambda name: SPEC)
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "long.mp4", np.zeros((13, 16, 16, 3), np.uint8), fps=8)
@@ -192,7 +192,7 @@ def test_a_prompt_is_embedded_by_an_encoder_that_is_closed_before_the_model_load
         )
         closed.append(folder)
 
-    def load(name, mesh):
+    def load(name, mesh, vae):
         assert closed == ["wan"]
         return with_text
 
@@ -233,7 +233,7 @@ def test_guidance_goes_over_the_text_alone_where_that_is_said(with_text):
     ],
 )
 def test_text_that_is_none_is_one_line_before_any_weights_load(with_text, capsys, monkeypatch, argv, words):
-    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh: pytest.fail("loaded"))
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh, vae: pytest.fail("loaded"))
     monkeypatch.setitem(sys.modules, "ftfy", None)
     assert words in fails(capsys, *argv)
 
@@ -333,7 +333,7 @@ def test_names_of_files_need_not_be_utf8(pipeline, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_load(pipeline, capsys, monkeypatch, argv, words):
-    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh: pytest.fail("loaded"))
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda name, mesh, vae: pytest.fail("loaded"))
     assert words in fails(capsys, *argv)
 
 
