@@ -31,7 +31,15 @@ BASE = VideoDiTConfig(
 )
 SPEC = ModelSpec(BASE, GridDiTConfig("hard"), views=SHAPE[0], times=SHAPE[1], size=SHAPE[2:])
 TINY_UMT5 = Path(__file__).parents[1] / "fixtures" / "text"
-PLAIN = {"conditions": {}, "steps": None, "guidance_scale": 1.0, "guide": None, "method": Euler(), "seed": 0}
+PLAIN = {
+    "conditions": {},
+    "steps": None,
+    "guidance_scale": 1.0,
+    "guide": None,
+    "method": Euler(),
+    "shift": None,
+    "seed": 0,
+}
 
 
 class GreyPipeline:
