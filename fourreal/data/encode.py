@@ -7,7 +7,7 @@ rendered data, to be embedded, or to be replaced by better ones line by line.
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,8 +144,7 @@ class Encoder:
         views, times = scenes.shape(place)[:2]
         scene = scenes.read(place, Cut(np.arange(views), np.arange(times)))
         codec, more = self.codec, {"scene": lambda: scene.more.get("scene", "{}")}
-        encode, parameters = encoder_of(codec)
-        latents = np.asarray(encode(parameters, scene.frames[None])[0])
+        latents = encoder_of(codec)(scene.frames)
         if not np.isfinite(latents.astype(self.dtype)).all():
             raise UserError(
                 f"{self.folder}, grid {place} of {self.split}: its latents are not finite; take --dtype float32"
@@ -171,11 +170,21 @@ def opened(folder: str, split: str) -> Scenes:
 
 
 @functools.cache
-def encoder_of(codec: Codec) -> tuple[Any, Any]:
-    """(the compiled encoder, its parameters on the device), made once a process."""
+def encoder_of(codec: Codec) -> Callable[[np.ndarray], np.ndarray]:
+    """From the frames of a scene to its latents, on all devices of this process; made once a process."""
     import jax
 
-    return jax.jit(codec.encode), codec.parameters()
+    from fourreal.parallel.mesh import MeshConfig, make_mesh
+
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    with jax.set_mesh(mesh):
+        encode, parameters = jax.jit(codec.encode), codec.parameters()
+
+    def run(frames: np.ndarray) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return np.asarray(encode(parameters, frames[None])[0])
+
+    return run
 
 
 @functools.cache
