@@ -26,11 +26,11 @@ import ml_dtypes
 import numpy as np
 
 from fourreal.checkpoints.specs import describe_checkpoint
-from fourreal.checkpoints.streamed import Streamed, write_streamed
 from fourreal.checkpoints.wan import Piece, pieces
 from fourreal.checkpoints.wan_files import INDEX, diffusers_config
 from fourreal.checkpoints.weights import flat_names, open_weights, read_placed
 from fourreal.conditions import Text
+from fourreal.host.streamed import Streamed, write_streamed
 from fourreal.models import VideoDiTConfig
 from fourreal.models.build import model_table, split_model
 from fourreal.parallel import layout
