@@ -123,6 +123,7 @@ def main() -> None:
     config = dataclasses.replace(WAN_1B, depth=options.depth)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="wan-base-"))
     source, base = folder / "source", folder / "base"
+    folder.mkdir(parents=True, exist_ok=options.folder is None)  # it goes in the end, so it must be ours
     try:
         began = time.monotonic()
         total = write_checkpoint(config, source)

@@ -1,6 +1,8 @@
 """Wan 2.2's TI2V-5B on grids of 8 views x 8 times, its base frozen; its autoencoder takes 16 x 16 pixels to a latent.
 
-python train.py configs/wan_5b_sync.py --init-from runs/wan_5b_adapt      # wan_1b_adapt.py with this model and codec
+python train.py configs/wan_5b_sync.py --name wan_5b_adapt --trains lora --init-from bases/wan-5b --grid.fusion base \\
+    --data.cuts.grid 0 --data.cuts.fixed-view 1 --data.cuts.freeze-time 1
+python train.py configs/wan_5b_sync.py --init-from runs/wan_5b_adapt
 fourreal plan configs/wan_5b_sync.py --topology v5e:4x4 --size 18 32
 """
 

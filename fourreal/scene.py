@@ -40,7 +40,7 @@ class Scene(NamedTuple):
     """A grid of a scene, as a source reads it."""
 
     frames: Shaped[np.ndarray, "v t h w c"]
-    """uint8 pixels, or float32 latents of the config's codec"""
+    """uint8 pixels, or latents of the config's codec, float16 or float32"""
     index: int = 0
     """its place in the source"""
     exists: Bool[np.ndarray, "v t"] | None = None

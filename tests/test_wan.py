@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -168,12 +169,25 @@ def test_from_released_folders_to_a_scored_grid(tmp_path, monkeypatch, encoders,
             [False] * 3,
             [False] * 3,
         ]
-    scored = ("--seeds", 1, "--samples", 2, "--control-grids", 1, "--lpips", "none", "--steps", 2, "--out", "scores")
-    test = Path("test.txt")
-    test.write_text("\n".join(lines[-2:]) + "\n")
-    told = ("--text", "text.safetensors", "--captions", test)
+    scored = (
+        "--seeds",
+        1,
+        "--samples",
+        2,
+        "--control-grids",
+        2,
+        "--probe",
+        "--lpips",
+        "none",
+        "--steps",
+        2,
+        "--out",
+        "scores",
+    )
+    told = ("--text", "text.safetensors", "--captions", "captions.txt")
     run("evaluate", "--checkpoint", "tune", "--vae", "wan/vae", "--data", "pixels", *told, *scored)
     assert "2 steps" in Path("scores/scores.jsonl").read_text()
+    assert "text silent" in capsys.readouterr().out  # the probe's
 
     run("convert", "wan", "tune", "--export", "--out", "exported", "--leave-out", "sync*", "sigma_projection*", "base.given*",
         "base.context*")  # fmt: skip
@@ -182,6 +196,28 @@ def test_from_released_folders_to_a_scored_grid(tmp_path, monkeypatch, encoders,
     )
     changed = {name for name in released if (theirs[name] != released[name]).any()}
     assert theirs.keys() == released.keys() and changed and all("attn1.to_" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--checkpoint", "nano", "--first-video"), "--first-video: the checkpoint has stages"),
+        (("--checkpoint", "base", "--first-video"), "--first-video: the checkpoint makes 1 views"),
+        (("--checkpoint", "base", "--num-views", 2), "a base makes clips, not a grid of 2 views x 2 times"),
+        (("--checkpoint", "nano", "--vae", "nowhere"), "--vae nowhere: .* without an autoencoder"),
+    ],
+)
+def test_what_no_sample_can_be_is_said_before_weights_are_read(tmp_path, monkeypatch, words, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    spec = ModelSpec(
+        dataclasses.replace(BASE, conditions=()), GridDiTConfig("base"), 1, 2, (8, 8), codec=WanCodec(network=NETWORK)
+    )
+    save_weights(tmp_path / "base", {}, to_json(spec))
+    Image.new("RGB", (8, 8)).save("picture.png")
+    with pytest.raises(SystemExit) as ended:
+        run("sample", *words, "--image", "picture.png", "--out", "out")
+    assert ended.value.code == 2 and not Path("out").exists()
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("model", ["base", "grid"])

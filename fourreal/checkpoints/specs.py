@@ -11,6 +11,7 @@ from fourreal.checkpoints.weights import CONFIG, WEIGHTS, read_config
 from fourreal.codecs import Codec, PixelCodec
 from fourreal.errors import MissingFile, UserError
 from fourreal.host.folders import in_bucket
+from fourreal.models.fusions import Base
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.serialize import from_json
@@ -63,6 +64,15 @@ def check_shape(spec: ModelSpec, views: int, times: int, size: tuple[int, int]) 
             f"{patch * across}"
         )
     spec.codec.shape(times, height, width)
+
+
+def check_clip(spec: ModelSpec, views: int, times: int) -> None:
+    """Raises UserError for a grid that a base alone should make: it makes clips, of one view or one time."""
+    if isinstance(spec.grid.make_fusion(), Base) and min(views, times) > 1:
+        raise UserError(
+            f"a base makes clips, not a grid of {views} views x {times} times: ask for one view or one time, or train a grid "
+            "model on it (train.py ... --init-from)"
+        )
 
 
 def weights_folder(name: str | Path) -> Path:

@@ -197,6 +197,11 @@ class Batches:
                 f"{config.source.to_text()} holds latents of {stored}, and the codec is {self.codec.latents()}: give the codec "
                 "that encoded it"
             )
+        if config.cuts.image and self._merged(scenes):
+            raise UserError(
+                f"data.cuts has images, and of the latents of {config.source.to_text()} only those of time 0 are: give "
+                "--data.cuts.image 0, or encode with mode=per_cell"
+            )
         views, times, *_ = scenes.shape(0)
         if config.views > views or config.times > times:
             raise UserError(
@@ -217,11 +222,6 @@ class Batches:
         times = _axis(rng, stored_times, wanted[1], config.max_stride)
         if merged := self._merged(scenes):
             times = np.arange(wanted[1])
-        if kind == "image" and merged:
-            raise UserError(
-                f"data.cuts has images, and of the latents of {config.source.to_text()} only those of time 0 are: give "
-                "--data.cuts.image 0, or encode with mode=per_cell"
-            )
         if kind == "image":
             cells = rng.choice(stored_views * stored_times, wanted[1], replace=False)
             views, times = np.divmod(cells, stored_times)

@@ -62,6 +62,8 @@ class Encode:
             raise FileInTheWay(f"{self.out} exists already: name another --out or pass --overwrite")
         if self.out.exists() and not (self.out / "dataset_info.json").is_file():
             raise FileInTheWay(f"{self.out} is no data set, so --overwrite leaves it: name another --out")
+        if self.out.resolve() == self.dataset.resolve():
+            raise UserError(f"--out {self.out} is the data set itself: name another folder")
         if self.codec == PixelCodec():
             raise UserError("--codec pixels encodes nothing: give wan or wan2.2, with weights")
         self.codec.parameters()  # says now what is wrong with them
@@ -81,12 +83,12 @@ class Encode:
             "dtype": self.dtype,
             "from": {"hash": data_set_hash(self.dataset), "settings": read_json(source) if source.is_file() else {}},
             "text": _hash(self.text, self.captions) if self.text else None,
+            "weights": _hash(*sorted(Path(getattr(self.codec, "weights", "")).glob("*.safetensors"))),
         }
         began = time.monotonic()
         self._write(splits, settings)
         total, size = sum(map(len, scenes.values())), sum(f.stat().st_size for f in self.out.rglob("*") if f.is_file())
-        seconds = time.monotonic() - began
-        print(f"{self.out}: {total} grids, {total / seconds:.2f} a second, {size / 1e6:.0f} MB, {seconds:.0f} s")
+        print(f"{self.out}: {total} grids, {size / 1e6:.0f} MB, {time.monotonic() - began:.0f} s")
 
     def _captions(self, counts: dict[str, int]) -> dict[str, list[str] | None]:
         """Of each split the captions of its scenes; None without text. Raises UserError for one that has no features."""
@@ -173,12 +175,13 @@ def opened(folder: str, split: str) -> Scenes:
 def encoder_of(codec: Codec) -> Callable[[np.ndarray], np.ndarray]:
     """From the frames of a scene to its latents, on all devices of this process; made once a process."""
     import jax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
 
     from fourreal.parallel.mesh import MeshConfig, make_mesh
 
-    mesh = make_mesh(MeshConfig(), jax.local_devices())
-    with jax.set_mesh(mesh):
-        encode, parameters = jax.jit(codec.encode), codec.parameters()
+    mesh, encode = make_mesh(MeshConfig(), jax.local_devices()), jax.jit(codec.encode)
+    parameters = jax.device_put(codec.parameters(), NamedSharding(mesh, P()))
 
     def run(frames: np.ndarray) -> np.ndarray:
         with jax.set_mesh(mesh):
@@ -194,9 +197,11 @@ def texts_of(file: Path) -> Texts:
 
 
 def _hash(*files: Path) -> str:
+    """SHA-256 of the files' own, in hex."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import tyro
 
 from fourreal.errors import FileInTheWay, UserError
 from fourreal.host.folders import check_creatable
+from fourreal.serialize import to_json
 
 PATH = tyro.conf.arg(metavar="PATH")
 OWN = "own"
@@ -42,7 +43,7 @@ class Evaluate:
     text: Annotated[str | None, PATH] = None
     """for checkpoints that take text: features as `fourreal embed-text` writes them; without --captions of the empty prompt"""
     captions: Annotated[str | None, PATH] = None
-    """a line for each grid: its prompt in --text"""
+    """the prompts in --text of all scenes of --data, a line each, as `fourreal encode` takes them"""
     steps: tuple[int | Literal["own"], ...] = ("own",)
     """denoising steps of every stage; own: as many as each names. The first is sampled with several seeds, the others make rows
     of their own"""
@@ -111,7 +112,7 @@ class Evaluate:
         grids = read_grids(data, self.split, self.grids, next(iter(specs.values())), self.given)
         if self.text:
             captions = Path(self.captions).expanduser() if self.captions else None
-            grids = with_text(grids, Path(self.text).expanduser(), captions)
+            grids = with_text(grids, Path(self.text).expanduser(), captions, data, self.split)
         if self.inputs:
             others.write_inputs(Path(self.inputs).expanduser(), grids)
             print(
@@ -126,7 +127,12 @@ class Evaluate:
         for folder in predicted.values():
             for grid in grids:
                 others.read_prediction(folder, grid)  # now, not after sampling
-        pipes = {name: load_pipeline(path, vae=self.vae) for name, path in names.items()}
+        on_latents = [name for name, spec in specs.items() if hasattr(spec.codec, "weights")]
+        if self.vae and not on_latents:
+            raise UserError(f"--vae {self.vae}: no checkpoint works on latents, leave it out")
+        pipes = {
+            name: load_pipeline(path, vae=self.vae if name in on_latents else None) for name, path in names.items()
+        }
         steps = tuple(None if steps == OWN else steps for steps in self.steps)
         protocol = Protocol(steps, self.seeds, self.samples, min(self.control_grids, len(grids)))
         settings = asdict(protocol) | {
@@ -138,7 +144,7 @@ class Evaluate:
             "grids": len(grids),
             "grids_hash": grids_hash(grids),
             "given": self.given,
-            "text": [str(each) for each in (self.text, self.captions) if each],
+            "codecs": {name: to_json(pipe.config.codec) for name, pipe in pipes.items()},
             "lpips": list(networks),
             "metrics": list(own),
             "predictions": {name: others.predictions_hash(folder) for name, folder in predicted.items()},

@@ -26,6 +26,7 @@ from jaxtyping import Bool, UInt8
 from fourreal.checkpoints.specs import ModelSpec
 from fourreal.conditions.text import Prompt
 from fourreal.data.batches import Batches, PipelineConfig
+from fourreal.data.encode import splits_of
 from fourreal.data.sources.records import Records
 from fourreal.errors import UserError
 from fourreal.evaluation.scoring import Score
@@ -130,15 +131,25 @@ def read_grids(data: Path | None, split: str, count: int | None, spec: ModelSpec
     return [EvaluationGrid(truth, mask, *others) for truth, *others in found]
 
 
-def with_text(grids: Sequence[EvaluationGrid], text: Path, captions: Path | None) -> list[EvaluationGrid]:
-    """The grids with the features of their captions, a line each, or of the empty prompt. Raises UserError where one lacks."""
+def with_text(
+    grids: Sequence[EvaluationGrid], text: Path, captions: Path | None, data: Path | None, split: str
+) -> list[EvaluationGrid]:
+    """The grids with the features of their captions, or of the empty prompt.
+
+    `captions` has a line for each scene of all splits of `data`, as `encode` takes it, or for each bundled grid. Raises
+    UserError for another number of lines, and for one without features.
+    """
     texts = read_texts(text)
     if captions is None:
         return [dataclasses.replace(grid, text=Prompt(texts.empty, texts.negative)) for grid in grids]
     lines = captions_of(captions, texts)
-    if len(lines) < len(grids):
-        raise UserError(f"--captions {captions} has {len(lines)} lines: expected one for each of {len(grids)} grids")
-    features = [texts.features[texts.find(line)] for line in lines[: len(grids)]]
+    counts = {split: len(grids)}
+    if data is not None:
+        counts = {each: len(Records(str(data)).open(each)) for each in splits_of(data)}
+    if len(lines) != sum(counts.values()):
+        raise UserError(f"--captions {captions} has {len(lines)} lines: expected {sum(counts.values())}, {counts}")
+    first = sum(counts[each] for each in list(counts)[: list(counts).index(split)])
+    features = [texts.features[texts.find(line)] for line in lines[first : first + len(grids)]]
     told = zip(grids, features, strict=True)
     return [dataclasses.replace(grid, text=Prompt(each, texts.negative)) for grid, each in told]
 
@@ -156,10 +167,12 @@ def _read(data: Path, scene: Scene, name: str) -> tuple[np.ndarray, Cameras | No
 
 
 def grids_hash(grids: Sequence[EvaluationGrid]) -> str:
-    """SHA-256 of all frames and masks, in hex."""
+    """SHA-256 of all frames, masks and texts, in hex."""
     digest = hashlib.sha256()
     for grid in grids:
         digest.update(grid.truth.tobytes() + grid.given.tobytes())
+        for features in grid.text or ():
+            digest.update(np.asarray(features).tobytes())
     return digest.hexdigest()
 
 
@@ -169,7 +182,8 @@ def sample(
     """The one place where a checkpoint is asked for a grid: told the cameras, if it takes them, and all but `untold`."""
     cameras = grid.cameras if pipe.cameras_taken and untold != "cameras" else None
     text = grid.text if any(condition.name == "text" for condition in pipe.conditions) else None
-    return pipe(grid.known, grid.given, cameras=cameras, text=text, steps=steps, seed=seed, untold={untold} - {""})
+    names = {"": (), "cameras": pipe.cameras_taken}.get(untold, (untold,))
+    return pipe(grid.known, grid.given, cameras=cameras, text=text, steps=steps, seed=seed, untold=names)
 
 
 def with_parts_left_out(pipe: Pipeline) -> dict[str, Pipeline]:
@@ -190,7 +204,7 @@ def with_parts_left_out(pipe: Pipeline) -> dict[str, Pipeline]:
         _, base = split_params(pipe.params, model_table(spec.model, spec.grid), "sync")
         variants["streams never meet"] = (GridDiTConfig(fusion="none"), base)
     return {
-        name: GridPipeline(dataclasses.replace(spec, grid=config), params, mesh=pipe.mesh)
+        name: GridPipeline(dataclasses.replace(spec, grid=config), params, mesh=pipe.mesh, coder=pipe.coder)
         for name, (config, params) in variants.items()
     }
 

@@ -114,8 +114,12 @@ def probe_pipeline(pipe: Pipeline, grids: Sequence[EvaluationGrid], sigmas: Sequ
     if isinstance(pipe, Cascade):
         boxes = pipe.boxes(0)
         grids = [
-            EvaluationGrid(reduced_frames(g.truth, boxes), g.given, g.cameras and reduced_cameras(g.cameras, boxes))
-            for g in grids
+            dataclasses.replace(
+                grid,
+                truth=reduced_frames(grid.truth, boxes),
+                cameras=grid.cameras and reduced_cameras(grid.cameras, boxes),
+            )
+            for grid in grids
         ]
         pipe = pipe.stages[0]
     frames, given = (np.stack([getattr(grid, name) for grid in grids]) for name in ("truth", "given"))
@@ -123,7 +127,9 @@ def probe_pipeline(pipe: Pipeline, grids: Sequence[EvaluationGrid], sigmas: Sequ
     shape = pipe.config.codec.shape(times, *size)
     noise = np.stack([cell_noise(index, views, shape[0], shape[1:]) for index in range(len(grids))])
     names = pipe.cameras_taken if all(grid.cameras is not None for grid in grids) else ()
-    each = [pipe.told(dict.fromkeys(names, grid.cameras), grid.known, grid.given) for grid in grids]
+    with_text = any(condition.name == "text" for condition in pipe.config.model.conditions)
+    said = [dict.fromkeys(names, grid.cameras) | ({"text": grid.text} if with_text else {}) for grid in grids]
+    each = [pipe.told(one, grid.known, grid.given) for one, grid in zip(said, grids, strict=True)]
     told = jax.tree.map(lambda *arrays: np.concatenate(arrays), *each)
     mesh, params = pipe.mesh, pipe.params
     if mesh.size > 1 and pipe.config.grid.fusion == "fused":  # a probe does not reach into what each device does alone

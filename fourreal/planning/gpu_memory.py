@@ -83,7 +83,7 @@ def layer_at_work(config: TrainConfig, tokens: int) -> int:
     """Bytes of a layer's activations for so many tokens, in all streams."""
     model, fusion, item = config.model, fusion_of(config), item_size(config)
     streams = max(1, len(fusion.readouts) - 1)  # beside their mean
-    projections = 8 + 4 * sum(condition.cross for condition in model.conditions)
+    projections = 8 + sum(4 * condition.cross + 8 * condition.pose for condition in model.conditions)
     widths = projections * model.width + 3 * model.mlp_width
     return streams * tokens * (6 * 4 * model.width + widths * item)
 

@@ -284,7 +284,9 @@ def denoising(question: aot.Question, kernel: Any) -> tuple[Callable, tuple, dic
     layout.check_widths(config.model)
     _, params = split_model(config.model, config.grid)
     params = layout.placed_shapes(params, model_table(config.model, config.grid))
-    batch = aot.batch_of(dataclasses.replace(question, height=height, width=width))
+    merged = dataclasses.replace(config.data, times=len(config.codec.groups(config.data.times)))  # a batch of latents
+    latent = dataclasses.replace(config, data=merged) if config.codec.in_pieces else config
+    batch = aot.batch_of(dataclasses.replace(question, config=latent, height=height, width=width))
     branches, weights = scale_branches(2.0 if question.guidance else 1.0)
     stage = Stage(make_denoiser(config.model, config.grid, kernel), config.codec, shift=config.sigma.shift)
     latents = jax.ShapeDtypeStruct((*batch["given"].shape, height, width, config.model.channels), np.float32)

@@ -88,6 +88,7 @@ class Cascade:
         conditions: Conditions | None = None,
         guidance_scale: float = 1.0,
         guide: Collection[str] | None = None,
+        untold: Collection[str] = (),
         seed: int | Sequence[int] = 0,
         **options,
     ) -> UInt8[np.ndarray, "v t h w 3"]:
@@ -98,7 +99,7 @@ class Cascade:
         named = {"text": text} | dict.fromkeys(self.cameras_taken or ("cameras",), cameras)
         said = dict(conditions or {}) | {name: value for name, value in named.items() if value is not None}
         if np.ndim(seed):
-            options |= {"guidance_scale": guidance_scale, "guide": guide}
+            options |= {"guidance_scale": guidance_scale, "guide": guide, "untold": untold}
             return np.stack([self(frames, given, conditions=said, seed=one, **options) for one in seed])
         drop = guided_names(guide, [condition for stage in self.stages for condition in stage.conditions])
         taken = {condition.name for condition in self.conditions}
@@ -118,7 +119,7 @@ class Cascade:
                 low = enlarging(stage)
                 noise = np.asarray(cell_noise(int(seed), *given.shape, grid.shape[2:], stage=BLUR + number))
                 told["low_res"] = low.blurred(grid / np.float32(127.5) - 1, noise, low.sampled)
-            options["guide"] = drop & {"given", *own}
+            options["untold"], options["guide"] = own & set(untold), drop & {"given", *own}
             options["guidance_scale"] = guidance_scale if options["guide"] else 1.0
             grid = stage(reduced_frames(frames, boxes), given, conditions=told, seed=seed, stage=number, **options)
         return grid

@@ -159,7 +159,7 @@ class Sample:
 
     def sample(self, peers: "Peers") -> None:
         """As one of these processes. Checks the inputs before any weights load; raises UserError or OSError with one line."""
-        from fourreal.checkpoints.specs import check_shape, describe_checkpoint
+        from fourreal.checkpoints.specs import check_clip, check_shape, describe_checkpoint
         from fourreal.diffusion.guidance import guided_names
         from fourreal.sampling.results import check_destination
 
@@ -191,7 +191,12 @@ class Sample:
         check_shape(spec, views, times, size)
         taken = self.taken_conditions(specs)
         guided_names(sampling.guide, tuple(taken.values()))
+        check_clip(spec, views, times)
         inputs = self.read_inputs((views, times, *size), "text" in taken)
+        if self.inputs.first_video and (len(specs) > 1 or views == 1 or inputs.given[0].all()):
+            reason = "view 0 is given as a whole" if inputs.given[0].all() else f"the checkpoint makes {views} views"
+            reason = "the checkpoint has stages, of which none makes videos" if len(specs) > 1 else reason
+            raise UserError(f"--first-video: {reason}; leave it out")
         told, words = self.read_conditions(taken, inputs)
         for seed in seeds:
             default = _free(Path(f"out/{inputs.name}-{Path(self.inputs.checkpoint).name}-seed{seed}"))
@@ -230,6 +235,10 @@ class Sample:
             if ours.frames is not None:
                 raise UserError(f"--frames {ours.frames} cuts videos, and there is none: give one, or leave it out")
             if of_text and ours.grid is None:
+                if cameras is not None:
+                    raise UserError(
+                        f"--cameras {file} pairs cameras with pictures, and there is none: give --trajectory"
+                    )
                 return GridInput(np.zeros((*shape, 3), np.uint8), np.zeros(shape[:2], bool), "text")
             return read_grid(ours.grid, shape, crop=ours.crop, cameras=cameras)
         if ours.grid is not None:
@@ -279,16 +288,11 @@ class Sample:
         self, inputs: "GridInput", told: dict[str, Any], words: dict[str, str], folders: dict[int, Path], peers: "Peers"
     ) -> None:
         from fourreal.sampling.load import load_pipeline
-        from fourreal.sampling.pipeline import GridPipeline
         from fourreal.sampling.results import GridResult, score_table, scores, write_result
 
         sampling, start = self.sampling, time.perf_counter()
         name = self.inputs.checkpoint if self.inputs.stage is None else self.stage_folders()[-1]
         pipe = load_pipeline(name, None if self.mesh == MeshConfig() else self.mesh, vae=self.inputs.vae)
-        if self.inputs.first_video and not isinstance(pipe, GridPipeline):
-            raise UserError(
-                f"--first-video: {name} has stages, of which none has a base for videos of its size; leave it out"
-            )
         loaded = time.perf_counter() - start
         steps = " + ".join(str(sampling.steps or steps) for steps in pipe.steps)
         for seed, out in folders.items():

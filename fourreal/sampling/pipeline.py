@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, UInt8
 
-from fourreal.checkpoints.specs import ModelSpec, check_shape
+from fourreal.checkpoints.specs import ModelSpec, check_clip, check_shape
 from fourreal.checkpoints.weights import read_placed
 from fourreal.conditions.cameras import camera_names
 from fourreal.conditions.condition import Condition, Conditions, axes_of
@@ -28,7 +28,6 @@ from fourreal.diffusion.stage import Stage
 from fourreal.errors import UserError
 from fourreal.grid import Known
 from fourreal.models.build import Params, model_table
-from fourreal.models.fusions import Base
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.parallel import layout
@@ -124,6 +123,8 @@ class GridPipeline:
                 raise UserError(f"{steps} steps, seed {each}: expected at least 1 step and a seed from 0 to 2^32 - 1")
         if shift is not None and not 0 < shift < math.inf:
             raise UserError(f"shift {shift}: give a number above 0, 1 for no shift")
+        if unknown := set(untold) - {condition.name for condition in self.conditions}:
+            raise UserError(f"untold names {sorted(unknown)[0]}, which this checkpoint does not take: leave it out")
         told = dict(conditions or {})
         for name, value in (("text", text), *((name, cameras) for name in self.cameras_taken or ("cameras",))):
             if value is not None and told.setdefault(name, value) is not value:
@@ -170,11 +171,7 @@ class GridPipeline:
         if given.shape != frames.shape[:2] or given.dtype != bool:
             raise UserError(f"given is {given.dtype} {list(given.shape)}: expected bool {list(frames.shape[:2])}")
         check_shape(self.config, *frames.shape[:2], frames.shape[2:4])
-        if isinstance(self.config.grid.make_fusion(), Base) and min(frames.shape[:2]) > 1:
-            raise UserError(
-                f"a base makes clips, not a grid of {frames.shape[0]} views x {frames.shape[1]} times: ask for one view or one "
-                "time, or train a grid model on it (train.py ... --init-from)"
-            )
+        check_clip(self.config, *frames.shape[:2])
 
     def told(self, conditions: Conditions, frames: np.ndarray, given: np.ndarray) -> Conditions:
         """The conditions of one grid, checked, and what the host makes of the given frames, with a batch axis."""

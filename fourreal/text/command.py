@@ -11,7 +11,7 @@ from tqdm import tqdm
 from fourreal.errors import FileInTheWay, MissingFile, UserError
 from fourreal.host.folders import check_creatable
 from fourreal.text.encoder import NEGATIVE, Precision, cut, embed, open_encoder
-from fourreal.text.file import TOKENS, one_line, read_texts, write_texts
+from fourreal.text.file import TOKENS, one_line, read_texts, read_utf8, write_texts
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,8 @@ def read_prompts(path: Path) -> dict[str, int]:
     """The prompts of a file, one a line, each once, with the number of its line. Raises UserError where there is none."""
     if not path.is_file():
         raise MissingFile(f"there is no file {path}: give a text file with a prompt a line")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
     lines = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
         if prompt := one_line(line):
             lines.setdefault(prompt, number)
     if not lines:

@@ -144,11 +144,19 @@ def read_texts(path: str | Path) -> Texts:
     return Texts(prompts, features, empty, negative, metadata.get("negative", ""), metadata.get("encoder", ""))
 
 
+def read_utf8(path: Path) -> str:
+    """A text file. Raises UserError for one that is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+
+
 def captions_of(path: Path, texts: Texts) -> list[str]:
     """The lines of a file of captions. Raises MissingFile for none, UserError, with its number, for one without features."""
     if not path.is_file():
         raise MissingFile(f"there is no file of captions {path}: `fourreal data captions` writes one")
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = read_utf8(path).rstrip("\n").split("\n")
     for number, line in enumerate(lines, 1):
         try:
             texts.find(line)

@@ -24,7 +24,7 @@ from fourreal.errors import UserError
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.watchdog import Watchdog
 from fourreal.models.build import Params, model_table, split_model
-from fourreal.models.fusions import Fused
+from fourreal.models.fusions import Base, Fused
 from fourreal.nn.kernels import XLA, resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.chips import chip_of
@@ -307,8 +307,9 @@ def spec_of(config: TrainConfig, frames: np.ndarray) -> ModelSpec:
     fusion = grid.make_fusion()
     if isinstance(fusion, Fused) and fusion.stride is None:
         grid = dataclasses.replace(grid, stride=len(codec.groups(times)))
+    views = 1 if isinstance(fusion, Base) else data.views
     return ModelSpec(
-        config.model, grid, data.views, times, (height, width), config.sigma.shift, codec, config.sampling_steps
+        config.model, grid, views, times, (height, width), config.sigma.shift, codec, config.sampling_steps
     )
 
 

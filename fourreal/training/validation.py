@@ -81,7 +81,7 @@ def make_validation(
         found = [losses(params, codec, step_inputs(batch), noise, np.float32(sigma)) for sigma in sigmas]
         return np.stack(found)[:, real]
 
-    def validate(params: Params, done: int) -> tuple[dict[str, float], np.ndarray]:
+    def validate(params: Params, done: int) -> tuple[dict[str, float], np.ndarray | None]:
         loss, scores, sheets, errors = [], [], [], []
         for batch in batches:
             inputs, real = step_inputs(batch), batch["weight"] > 0

@@ -6,18 +6,22 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+from wan_vae_weights import random_weights
 
 from fourreal.codecs import PixelCodec, WanCodec
 from fourreal.codecs.wan import WanVAEConfig
+from fourreal.codecs.wan.parameters import parameter_table
 from fourreal.conditions import Cameras, Text
 from fourreal.data.batches import Batches, PipelineConfig
-from fourreal.data.encode import Captions, Encode, caption
+from fourreal.data.encode import Captions, Encode, Encoder, caption
 from fourreal.data.masks import CutMix, MaskMix
 from fourreal.data.sources import Records
 from fourreal.data.write import Split, write_scenes
 from fourreal.errors import UserError
 from fourreal.scene import Cameras as CameraArrays
 from fourreal.scene import Cut, Scene
+from fourreal.serialize import to_json
 from fourreal.text.file import write_texts
 from fourreal.training.command import Train
 from fourreal.training.config import TrainConfig
@@ -153,6 +157,7 @@ def test_a_run_on_latents_needs_no_autoencoder_and_judges_its_samples_as_latents
         ({"captions": "none.txt", "text": "text.safetensors"}, "no file of captions"),
         ({"dataset": "cells"}, "holds latents already"),
         ({"out": "cells"}, "exists already"),
+        ({"out": "pixels", "overwrite": True}, "is the data set itself"),
         (
             {"codec": WanCodec("random", network=WanVAEConfig(dim_mult=(1,) * 5, temperal_downsample=(False,) * 4))},
             "of 16 and 16",
@@ -166,6 +171,27 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_written(folder, tm
     with pytest.raises((UserError, FileExistsError, FileNotFoundError), match=message):
         Encode(**{"dataset": folder / "pixels", "out": tmp_path / "out", "codec": CELLS} | paths).run()
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoding_that_was_stopped_does_not_go_on_with_other_weights(folder, tmp_path, monkeypatch):
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(to_json(NETWORK)))
+        shapes = {entry.theirs: entry.shape for entry in parameter_table(NETWORK).values()}
+        save_file(random_weights(shapes, seed), tmp_path / name / "model.safetensors")
+
+    def encode(name):
+        Encode(folder / "pixels", tmp_path / "out", dataclasses.replace(CELLS, weights=str(tmp_path / name))).run()
+
+    make = Encoder.make
+    monkeypatch.setattr(Encoder, "make", lambda self, place: make(self, place) if self.split == "train" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encode("a")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="begun with other settings"):
+        encode("b")
+    encode("a")
+    assert len(Records(str(tmp_path / "out")).open("validation")) == 1
 
 
 def test_captions_name_what_rendered_scenes_show(folder, tmp_path):

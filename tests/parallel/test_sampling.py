@@ -75,7 +75,7 @@ def test_a_device_computes_one_branch_of_guidance(tiny, monkeypatch):
     def flops(scale: float) -> float:
         branches, weights = scale_branches(scale)
         lowered = pipe._sample.lower(
-            pipe.params, {}, frames, given, noise, {}, weights, sampler=Euler(), steps=1, branches=branches
+            pipe.params, {}, frames, given, noise, {}, weights, sampler=Euler(), steps=1, branches=branches, shift=1.0
         )
         return lowered.compile().cost_analysis()["flops"]
 

@@ -154,6 +154,7 @@ def test_wrong_inputs_are_refused_with_what_was_expected(pipe, frames, given, st
     [
         ({"seed": -1}, "seed from 0"),
         ({"seed": [0, 2**32]}, "seed from 0"),
+        ({"untold": ("wind",)}, "untold names wind"),
         ({"shift": 0.0}, "shift 0.0: give a number above 0"),
         ({"method": "hean"}, "did you mean 'heun'"),
         ({"guidance_scale": 2.0, "guide": ["text"]}, "guidance by text: .* expected some of given, hints"),

@@ -64,7 +64,7 @@ class WanCodec(Codec):
         if not self.weights:
             raise UserError(
                 f"the codec {self.kind} has no weights here: name the autoencoder's folder, often vae, with --vae where one "
-                "samples, with --codec.weights where one trains"
+                f"samples, with --codec {self.kind}:weights=FOLDER elsewhere"
             )
         if self.weights == RANDOM:
             return random_parameters(self.network)
