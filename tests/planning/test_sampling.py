@@ -36,7 +36,9 @@ def config():
         dtype="bfloat16",
     )
     data = dataclasses.replace(base.data, views=4, times=5, batch_size=8)
-    return dataclasses.replace(base, model=model, data=data, codec=WanCodec("random", network=NETWORK), sampling_steps=3)
+    return dataclasses.replace(
+        base, model=model, data=data, codec=WanCodec("random", network=NETWORK), sampling_steps=3
+    )
 
 
 def an_answer(name: str, beside: float = GIB, runs: int = 8) -> dict:
