@@ -504,7 +504,7 @@ def test_start_that_cannot_be_is_refused_without_leaving_a_folder(tmp_path, star
 def test_base_trains_on_clips_of_every_context(clips):
     lines = [json.loads(line) for line in lines_of(clips)]
     assert np.isfinite([line["train/loss"] for line in lines if "train/loss" in line]).all()
-    assert describe_checkpoint(clips) == ModelSpec(BASE, GridDiTConfig("base"), VIEWS, TIMES, (SIZE, SIZE))
+    assert describe_checkpoint(clips) == ModelSpec(BASE, GridDiTConfig("base"), 1, TIMES, (SIZE, SIZE))
     fit_weights(read_weights(clips / "weights"), split_model(BASE, CLIPS.grid)[1], "the base")
 
 
