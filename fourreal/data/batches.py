@@ -271,9 +271,8 @@ class Batches:
     def _example(self, scene: Scene, given: np.ndarray, recorded: Batch, position: tuple[int, int] | None) -> Batch:
         """One example of a scene; `position` None: without chance."""
         example = {"frames": scene.frames, "given": given, "index": np.int64(scene.index), "conditions": {}, **recorded}
-        if (
-            scene.frames.dtype == np.uint8 and scene.cameras is not None
-        ):  # stored latents have cameras of their own size
+        # cameras are in pixels of what the model sees; those of stored latents already are
+        if scene.frames.dtype == np.uint8 and scene.cameras is not None:
             scene = scene._replace(cameras=reduced_cameras(scene.cameras, self.codec.factors[1]))
         for condition in self.conditions:
             keys = None if position is None else (*position, *condition.name.encode())

@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from fourreal.codecs import Codec, PixelCodec
 from fourreal.codecs.wan import WanCodec
@@ -22,9 +21,9 @@ from fourreal.conditions.text import EMPTY
 from fourreal.data.records import data_set_hash, info_file
 from fourreal.data.source import Scenes
 from fourreal.data.sources import Records
-from fourreal.data.write import Split, check_workers, write_scenes
+from fourreal.data.write import Split, check_data_out, check_workers, write_with_bar
 from fourreal.errors import FileInTheWay, UserError
-from fourreal.host.folders import check_creatable, partial_folder, write_whole
+from fourreal.host.folders import write_whole
 from fourreal.scene import Cut, Deferred, Scene, reduced_cameras
 from fourreal.serialize import read_json
 from fourreal.text.file import Texts, captions_of, read_texts
@@ -57,11 +56,7 @@ class Encode:
     def run(self) -> None:
         """Encodes and writes. Raises UserError for data, a codec or captions that do not fit, before anything is written."""
         check_workers(self.workers)
-        check_creatable(self.out)
-        if self.out.exists() and not self.overwrite:
-            raise FileInTheWay(f"{self.out} exists already: name another --out or pass --overwrite")
-        if self.out.exists() and not (self.out / "dataset_info.json").is_file():
-            raise FileInTheWay(f"{self.out} is no data set, so --overwrite leaves it: name another --out")
+        check_data_out(self.out, self.overwrite)
         if self.out.resolve() == self.dataset.resolve():
             raise UserError(f"--out {self.out} is the data set itself: name another folder")
         if self.codec == PixelCodec():
@@ -77,16 +72,25 @@ class Encode:
             self.codec.shape(times, *frame)
             encoder = Encoder(self.codec, self.dtype, str(self.dataset), split, self.text, captions[split])
             splits[split] = Split(encoder.make, len(each), PART)
+        weights = getattr(self.codec, "weights", "")
         source = info_file(self.dataset).with_name("metadata.json")
         settings = {
             "codec": self.codec.latents(),
             "dtype": self.dtype,
             "from": {"hash": data_set_hash(self.dataset), "settings": read_json(source) if source.is_file() else {}},
             "text": _hash(self.text, self.captions) if self.text else None,
-            "weights": _hash(*sorted(Path(getattr(self.codec, "weights", "")).glob("*.safetensors"))),
+            "weights": _hash(*sorted(Path(weights).glob("*.safetensors"))) if weights else None,
         }
         began = time.monotonic()
-        self._write(splits, settings)
+        licence = self.dataset / "LICENSE"
+        write_with_bar(
+            self.out,
+            splits,
+            settings=settings,
+            licence=licence.read_text() if licence.is_file() else "",
+            workers=self.workers,
+            overwrite=self.overwrite,
+        )
         total, size = sum(map(len, scenes.values())), sum(f.stat().st_size for f in self.out.rglob("*") if f.is_file())
         print(f"{self.out}: {total} grids, {size / 1e6:.0f} MB, {time.monotonic() - began:.0f} s")
 
@@ -103,28 +107,6 @@ class Encode:
             )
         rest = iter(lines)
         return {split: [next(rest) for _ in range(count)] for split, count in counts.items()}
-
-    def _write(self, splits: dict[str, Split], settings: dict[str, Any]) -> None:
-        licence = self.dataset / "LICENSE"
-        with tqdm(total=sum(split.count for split in splits.values()), unit="grid", dynamic_ncols=True) as bar:
-
-            def progress(split: str, grids: int) -> None:
-                bar.set_description(split, refresh=False)
-                bar.update(min(grids, bar.total - bar.n))
-
-            try:
-                write_scenes(
-                    self.out,
-                    splits,
-                    settings=settings,
-                    licence=licence.read_text() if licence.is_file() else "",
-                    workers=self.workers,
-                    overwrite=self.overwrite,
-                    progress=progress,
-                )
-            finally:
-                if (kept := partial_folder(self.out)).exists():
-                    print(f"{kept} keeps what is finished: the same command goes on with it")
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from fourreal.data.records import ShardWriter, Stored, check_same, index_file, shard_name, write_description
 from fourreal.errors import FileInTheWay, UserError
-from fourreal.host.folders import resumed_folder
+from fourreal.host.folders import check_creatable, partial_folder, resumed_folder
 from fourreal.scene import Scene
 from fourreal.serialize import differences, read_json
 
@@ -96,6 +98,32 @@ def write_scenes(
         whole.rename(out)
         shutil.rmtree(old, ignore_errors=True)
     return left_out
+
+
+def check_data_out(out: Path, overwrite: bool) -> None:
+    """Raises FileInTheWay where something stands at `out` that is not to be replaced, OSError where none can be made."""
+    check_creatable(out)
+    if out.exists() and not overwrite:
+        raise FileInTheWay(f"{out} exists already: name another --out or pass --overwrite")
+    if out.exists() and not out.is_dir():
+        raise FileInTheWay(f"{out} is a file: name a folder with --out")
+    if out.exists() and any(out.iterdir()) and not (out / "dataset_info.json").is_file():
+        raise FileInTheWay(f"{out} is no data set, so --overwrite leaves it: name another --out")
+
+
+def write_with_bar(out: Path, splits: dict[str, Split], **options: Any) -> dict[str, dict[str, int]]:
+    """`write_scenes` with a progress bar; says where the work of a call that fails is kept."""
+    with tqdm(total=sum(split.count for split in splits.values()), unit="grid", dynamic_ncols=True) as bar:
+
+        def progress(split: str, grids: int) -> None:
+            bar.set_description(split, refresh=False)
+            bar.update(min(grids, bar.total - bar.n))
+
+        try:
+            return write_scenes(out, splits, progress=progress, **options)
+        finally:
+            if (kept := partial_folder(out)).exists():
+                print(f"{kept} keeps what is finished: the same command goes on with it")
 
 
 def check_workers(workers: int) -> None:

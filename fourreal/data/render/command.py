@@ -4,14 +4,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fourreal.data.render.assets import Assets
 from fourreal.data.render.candidates import Candidates
 from fourreal.data.render.renderer import sides
-from fourreal.data.write import Split, check_workers, write_scenes
-from fourreal.errors import FileInTheWay, UserError
-from fourreal.host.folders import check_creatable, partial_folder
+from fourreal.data.write import Split, check_data_out, check_workers, write_with_bar
+from fourreal.errors import UserError
 
 LICENCE = "CC-BY-SA-3.0"  # of the bundled assets, and so of pictures of them
 
@@ -55,13 +52,7 @@ class Render:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed}: give 0 to 2^63 - 1")
         check_workers(self.workers)
-        check_creatable(self.out)
-        if self.out.exists() and not self.overwrite:
-            raise FileInTheWay(f"{self.out} exists already: name another --out or pass --overwrite")
-        if self.out.exists() and not self.out.is_dir():
-            raise FileInTheWay(f"{self.out} is a file: name a folder with --out")
-        if self.out.exists() and any(self.out.iterdir()) and not (self.out / "dataset_info.json").is_file():
-            raise FileInTheWay(f"{self.out} is no data set, so --overwrite leaves it: name another --out")
+        check_data_out(self.out, self.overwrite)
         assets = Assets(self.assets)
         if self.assets:
             assets.check()
@@ -81,7 +72,7 @@ class Render:
         print(f"{self.out}: {sum(counts.values()) / seconds:.2f} grids/s, {size / 1e6:.0f} MB, {seconds:.0f} s")
 
     def _write(self, splits: dict[str, Split]) -> dict[str, dict[str, int]]:
-        """Writes the splits with a progress bar; says where the work of a call that fails is kept."""
+        """Writes the splits."""
         settings = {
             "seed": self.seed,
             "assets": self.assets.name if self.assets else "bundled",
@@ -89,22 +80,11 @@ class Render:
         }
         if self.sweep:
             settings["sweep"] = list(self.sweep)
-        with tqdm(total=sum(split.count for split in splits.values()), unit="grid", dynamic_ncols=True) as bar:
-
-            def progress(split: str, grids: int) -> None:
-                bar.set_description(split, refresh=False)
-                bar.update(min(grids, bar.total - bar.n))
-
-            try:
-                return write_scenes(
-                    self.out,
-                    splits,
-                    settings=settings,
-                    licence="" if self.assets else LICENCE,
-                    workers=self.workers,
-                    overwrite=self.overwrite,
-                    progress=progress,
-                )
-            finally:
-                if (kept := partial_folder(self.out)).exists():
-                    print(f"{kept} keeps what is finished: the same command goes on with it")
+        return write_with_bar(
+            self.out,
+            splits,
+            settings=settings,
+            licence="" if self.assets else LICENCE,
+            workers=self.workers,
+            overwrite=self.overwrite,
+        )
