@@ -13,13 +13,12 @@ its connection: the others end by their watchdogs. JAX's own service listens at 
 
 import atexit
 import contextlib
-import math
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -31,7 +30,7 @@ from fourreal.host.place import Place, find_place, start_timeout
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds in which a process whose peer failed may end by its own error
-WATCHED = 10**8  # seconds until JAX aborts all for one that hangs, with a stack trace: never where there is a watchdog
+WATCHED = 10**8  # seconds until JAX aborts all for one that hangs, with a stack trace: never where we end it ourselves
 # The errors that processes tell each other; one that is not here is told as the nearest of its bases.
 ERRORS = {
     kind.__name__: kind
@@ -123,6 +122,18 @@ class Peers:
         self.exchange("end")
         self._finished = True
 
+    @contextlib.contextmanager
+    def giving_up(self, seconds: float, why: str) -> Iterator[None]:
+        """What takes longer than that inside ends this process, with one line, for a new start."""
+        line = f"{self.name(self.index)}: {why} within {seconds:g} s, so one hangs: see their logs, and start all again"
+        timer = threading.Timer(seconds, self._fail, (line, LOST))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def __enter__(self) -> "Peers":
         return self
 
@@ -210,17 +221,18 @@ def start(verb: str = "train") -> Peers:
     if place is None:
         return Peers()
     peers = gather(place, timeout) if place.index == 0 else join(place, timeout)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        f"{place.host}:{place.jax_port}",
-        place.count,
-        place.index,
-        local_device_ids=place.local_devices,
-        cluster_detection_method="deactivate",
-        initialization_timeout=math.ceil(timeout),
-        heartbeat_timeout_seconds=WATCHED if verb == "train" else 100,
-    )
     peers.verb = verb
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    with peers.giving_up(timeout, "JAX did not start in all processes"):
+        jax.distributed.initialize(
+            f"{place.host}:{place.jax_port}",
+            place.count,
+            place.index,
+            local_device_ids=place.local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=WATCHED,
+            heartbeat_timeout_seconds=WATCHED if verb == "train" else 100,
+        )
     return peers
 
 

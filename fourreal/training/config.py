@@ -80,6 +80,10 @@ class TrainConfig:
     """minutes after a checkpoint when another one is saved at the latest; 0: only the steps count"""
     keep_every: int = 0
     """checkpoints of whole multiples of so many steps stay for good, of the others the newest two; 0: none"""
+    local_every: int = 0
+    """steps between checkpoints on the hosts' own disks, besides those of the run's folder; the newest is read; 0: none"""
+    local_folder: str = ""
+    """where on each host; none: `fourreal` in the folder for temporary files"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
     wandb: str = ""
@@ -110,6 +114,7 @@ class TrainConfig:
             ("log_every", 1),
             ("eval_every", 0),
             ("keep_every", 0),
+            ("local_every", 0),
             ("profile_steps", 0),
             ("replicas_every", 0),
         ):

@@ -105,6 +105,8 @@ def train(run: Run, stop: StopSignal) -> None:
         finally:
             profile.close()
             run.close()
+    if run.local:
+        run.local.drop()  # what is newest is in the run's folder
     took, trained = time.monotonic() - began, run.done - first
     print(
         f"{trained} steps in {took:.0f} s, {trained * config.data.batch_size / took:.2f} grids/s with validation, "
@@ -142,10 +144,11 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
         last, stopped = number == config.steps, stop.reached(next(dispatched))
         evaluating = last or (config.eval_every and number % config.eval_every == 0)
         saving = last or stopped or number % config.save_every == 0 or run.overdue()
-        checking = run.digests and (saving or number % config.replicas_every == 0)
+        locally = run.local and not saving and number % config.local_every == 0
+        checking = run.digests and (saving or locally or number % config.replicas_every == 0)
         found = run.digests(run.state) if checking else None
         running = (number, metrics, cost, found)
-        if evaluating or saving:
+        if evaluating or saving or locally:
             finish_step(run, *running, progress)
             running = None
         if evaluating:
@@ -155,6 +158,9 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
             progress.write(f"stopping after {number} steps: {run.expected_save()}")
         if saving:
             run.save(weights=last or not stopped)
+        elif locally:
+            run.save_locally()
+        if saving or locally:
             run.bad = 0
             run.pace.lap("saving")
         if stopped:

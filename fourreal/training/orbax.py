@@ -139,16 +139,8 @@ class Checkpoints:
         One that cannot be read, or not as it was written, is set aside for the one before, with a line. Raises UserError for
         other shapes and where none is whole, OSError where none can be read.
         """
-        shapes = dict(shapes)
-        frozen = shapes.pop("frozen")
-        shapes.pop("codec")
-        folder = self._folder / "frozen"
-        if frozen:
-            if damage := self.peers.of_first("damage", lambda: find_damage(folder)):
-                raise _broken_frozen(folder, damage)
-            frozen, failure = self._load(folder, frozen)
-            if failure:
-                raise failure if isinstance(failure, OSError) else _broken_frozen(folder, str(failure))
+        frozen = self.restore_frozen(shapes["frozen"])
+        shapes = {name: part for name, part in shapes.items() if name not in ("frozen", "codec")}
         failures: dict[int, Exception] = {}
         step = self.done
         while True:
@@ -162,6 +154,18 @@ class Checkpoints:
             self.peers.of_first("aside", lambda: say_set_aside(failures, step))
             self.peers.of_first("aside", self._set_aside)
         return state | {"frozen": frozen}
+
+    def restore_frozen(self, shapes: State) -> State:
+        """The frozen part, laid out as its shapes. Raises UserError where it is broken, OSError where it cannot be read."""
+        folder = self._folder / "frozen"
+        if not shapes:
+            return {}
+        if damage := self.peers.of_first("damage", lambda: find_damage(folder)):
+            raise _broken_frozen(folder, damage)
+        frozen, failure = self._load(folder, shapes)
+        if failure:
+            raise failure if isinstance(failure, OSError) else _broken_frozen(folder, str(failure))
+        return frozen
 
     def _load(self, folder: epath.Path, shapes: State) -> tuple[State, None] | tuple[None, Exception]:
         """A sealed folder's arrays, or what reading them failed by: OSError, or Damaged. Raises UserError for other shapes."""

@@ -36,10 +36,11 @@ from fourreal.training.compiled import CompiledSteps, describe_cost
 from fourreal.training.config import TrainConfig
 from fourreal.training.export import Export
 from fourreal.training.initialize import initial_params
+from fourreal.training.local import LocalCheckpoints
 from fourreal.training.log import MetricsWriter
 from fourreal.training.orbax import Checkpoints
 from fourreal.training.pace import Pace
-from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, make_folder
+from fourreal.training.run_folder import INIT_FROM, Start, check_folder, check_log, identity_of, make_folder
 from fourreal.training.state import (
     State,
     checkpoint_bytes,
@@ -79,6 +80,7 @@ class Run:
     steps: CompiledSteps
     evaluators: Sequence[Evaluator]
     checkpoints: Checkpoints
+    local: LocalCheckpoints | None
     export: Export
     writer: MetricsWriter | None
     pace: Pace
@@ -109,9 +111,17 @@ class Run:
             self.export.start(self.state["ema"], self.state["frozen"])
         self.peers.exchange("saved")
 
+    def save_locally(self) -> None:
+        """Starts a checkpoint on the hosts' own disks, once there is one in the run's folder."""
+        self.watchdog.at(self.done, "saving")
+        if self.peers.of_first("sealed one", lambda: self.checkpoints.done is not None):
+            self.local.save(self.done, self.state)
+
     def go_back(self, bad: int) -> None:
         """To the newest checkpoint, with the data of the steps from there to step `bad` left out."""
         self.batches.close()
+        if self.local:
+            self.local.drop()  # first: none may be left whose data is left out
         fixed = {name: self.state[name] for name in ("frozen", "codec")}
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         self.state = fixed  # what is not needed any more leaves room
@@ -148,6 +158,8 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.callback(self.storage.sync)
             stack.callback(self.checkpoints.close)
+            if self.local:
+                stack.callback(self.local.close)
             stack.callback(self.export.close)
             if self.wandb:
                 stack.callback(self.wandb.close)
@@ -187,6 +199,10 @@ def prepare(
     peers.of_first("folder", lambda: check_folder(config, folder, start))
     if start.resume:
         peers.of_first("fetched", storage.fetch)
+    identity = peers.of_first("identity", lambda: identity_of(folder, start.resume))
+    local = None
+    if config.local_every:
+        local = LocalCheckpoints(config.local_folder, folder, identity, peers, storage.before_seal)
     open_checkpoints = functools.partial(Checkpoints, folder, peers, config.keep_every, storage.before_seal)
     checkpoints = open_checkpoints() if start.resume else None
     done = (checkpoints.done or 0) if checkpoints else 0
@@ -210,11 +226,14 @@ def prepare(
     layout.check_widths(config.model)
     if done:
         watchdog.at(done, "restoring")
-        state = checkpoints.restore(
-            layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
-        )
-        done = checkpoints.done  # the one before, where the newest is damaged
-        origin = f"resumed after {done} steps"
+        placed = layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
+        if found := local and local.restore(placed, done):
+            done, state = found[0], found[1] | {"frozen": checkpoints.restore_frozen(placed["frozen"])}
+            origin = f"resumed after {done} steps, from the hosts' own disks"
+        else:
+            state = checkpoints.restore(placed)
+            done = checkpoints.done  # the one before, where the newest is damaged
+            origin = f"resumed after {done} steps"
     size = config.data.batch_size
     part = layout.share_of_batch(layout.reading_lead(fusion_of(config).lead, size), size)
     data = Batches(config.data, config.model.conditions, config.codec)
@@ -248,8 +267,10 @@ def prepare(
     print(describe_cost(steps, state, batch))
     fingerprint = data.open("train").fingerprint
     peers.of_first(
-        "make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from, fingerprint)
+        "make", lambda: make_folder(config, folder, start.overwrite, None if done else init_from, fingerprint, identity)
     )
+    if local and not done:
+        local.drop()  # those of a run that was there before
     checkpoints = checkpoints or open_checkpoints()
     digests = make_digests(state) if mesh.shape["data"] > 1 and config.replicas_every else None
     wandb = WandbLog(config.wandb, work, config.name, to_json(config)) if config.wandb and peers.first else None
@@ -264,6 +285,7 @@ def prepare(
         steps=steps,
         evaluators=evaluators,
         checkpoints=checkpoints,
+        local=local,
         export=Export(storage, to_json(spec), peers),
         writer=MetricsWriter(work, done, also=wandb) if peers.first else None,
         pace=Pace(work, peers, done, since, also=wandb),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import secrets
 from pathlib import Path
 
 from fourreal.checkpoints.upgrade import stored
@@ -22,6 +23,8 @@ FREE = (
     "save_every",
     "save_minutes",
     "keep_every",
+    "local_every",
+    "local_folder",
     "log_every",
     "profile_steps",
     "wandb",
@@ -43,6 +46,7 @@ INIT_FROM = "init_from.txt"  # a run's file that names the weights it started fr
 COMPILED = "compiled"  # what JAX compiled, which may be there before the run is
 BESIDE = (COMPILED, LEASE)
 DATA = "data.sha256"  # and the one that tells its data set from others
+IDENTITY = "identity.txt"  # and the one that tells it from a run that was in its folder before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +113,10 @@ def check_log(folder: Path) -> None:
         )
 
 
-def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: str | None, fingerprint: str) -> None:
-    """Fills the run's folder with its config.json and where it starts from; under `overwrite`, empties it first."""
+def make_folder(
+    config: TrainConfig, folder: Path, overwrite: bool, init_from: str | None, fingerprint: str, identity: str = ""
+) -> None:
+    """Fills the run's folder with its config.json and what it is and starts from; under `overwrite`, empties it first."""
     if overwrite:
         for entry in folder.iterdir():  # not the folder itself: it may be a link to another disk
             if entry.name not in (CONFIG, *BESIDE):  # CONFIG: it stays a run's folder if this process is killed now
@@ -119,3 +125,10 @@ def make_folder(config: TrainConfig, folder: Path, overwrite: bool, init_from: s
         (folder / INIT_FROM).write_text(init_from)
     write_whole(folder / CONFIG, json.dumps(stored(to_json(config)), indent=2) + "\n")
     (folder / DATA).write_text(fingerprint)
+    (folder / IDENTITY).write_text(identity)
+
+
+def identity_of(folder: Path, resume: bool) -> str:
+    """What tells a run from another that was in its folder before."""
+    path = folder / IDENTITY
+    return path.read_text() if resume and path.is_file() else secrets.token_hex(8)

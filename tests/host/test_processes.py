@@ -192,6 +192,19 @@ def test_connection_that_breaks_ends_the_others(ended, capsys, dead):
     assert f"process {dead} of 3 on {socket.gethostname()} ended without a word" in capsys.readouterr().err
 
 
+def test_start_of_jax_that_hangs_ends_in_one_line_and_one_that_does_not_goes_on(ended, capsys):
+    peers = started(2)
+    with peers[1].giving_up(0.1, "JAX did not start in all processes"):
+        until(lambda: len(ended) == 1)
+    assert ended == [LOST]
+    line = f"process 1 of 2 on {socket.gethostname()}: JAX did not start in all processes within 0.1 s, so one hangs"
+    assert f"fourreal train: error: {line}: see their logs, and start all again\n" in capsys.readouterr().err
+    with peers[0].giving_up(0.3, ""):
+        pass
+    time.sleep(0.4)
+    assert ended == [LOST]
+
+
 def test_missing_processes_are_named_to_all_that_are_there():
     first, _, third, _ = places(4)
     text = rf"processes 1 and 3 of 4 did not join within 1 s \(joined: 2 on {socket.gethostname()}\)"

@@ -138,6 +138,32 @@ def test_run_killed_in_steps_and_saves_of_four_and_of_two_processes_is_the_run_n
 
 
 @pytest.mark.slow
+def test_two_processes_go_on_from_their_own_disks_unless_one_of_them_has_lost_it(config, unbroken, tmp_path):
+    folder, disk = tmp_path / "run", tmp_path / "disk"
+
+    def there(index: int) -> list[int]:
+        return sorted(int(path.stem) for path in disk.glob(f"run-*/{index}/*.safetensors"))
+
+    def killed_after(done: int, *options: str) -> int:
+        """Kills one, once both have a checkpoint of more steps on their disks than the run's folder; says of how many."""
+        run = Processes(config, folder, 2, 2, *MIXED, "--local-every", "1", "--local-folder", str(disk), *options)
+        run.wait_until(lambda: min(there(0)[0], there(1)[0]) > done and steps_of(folder)[-1] % 6 in (2, 3))
+        run.processes[1].kill()
+        assert_others_ended(run, 1)
+        assert not options or ", from the hosts' own disks; " in run.said(0)
+        return max(set(there(0)) & set(there(1)))
+
+    done = killed_after(6)
+    assert killed_after(done, "--resume") > done
+    shutil.rmtree(next(disk.glob("run-*/1")))
+    run = Processes(config, folder, 2, 2, *MIXED, "--local-every", "1", "--local-folder", str(disk), "--resume")
+    assert run.wait() == [0, 0], run.said(0)
+    (after,) = re.findall(r"resumed after (\d+) steps;", run.said(0))  # from the run's folder
+    assert int(after) % 6 == 0 and not there(0) and not there(1)
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.slow
 def test_two_processes_go_on_in_a_bucket_with_a_run_that_was_copied_there(config, unbroken, tmp_path):
     with object_store() as store:
         for path in unbroken.rglob("*"):

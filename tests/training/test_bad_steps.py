@@ -128,6 +128,27 @@ def test_a_run_that_went_back_goes_on_the_same_after_it_was_stopped(spoil, tmp_p
 
 
 @pytest.mark.slow
+def test_a_run_that_went_back_does_not_go_on_from_what_it_undid_on_the_hosts_disks(spoil, tmp_path, capsys):
+    """That of 4 steps, when step 5 was bad."""
+    spoil([4])
+    run(allowing(0, 1, eval_every=1), tmp_path / "run")
+    local, seen = allowing(0, 1, eval_every=1, local_every=2, local_folder=str(tmp_path / "disk")), []
+
+    def dying(params, done):
+        seen.append(done)
+        if seen.count(4) == 2:
+            raise RuntimeError("as if it were killed")
+        return {}, None
+
+    with pytest.raises(RuntimeError):
+        run(local, tmp_path / "killed", evaluators=(dying,))
+    capsys.readouterr()
+    run(local, tmp_path / "killed", Start(resume=True))
+    assert "resumed after 3 steps;" in capsys.readouterr().out
+    assert_same(tmp_path / "killed", tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_what_going_back_does_not_mend_stops_the_run(spoil, tmp_path):
     spoil(range(4, 20))
     with pytest.raises(
