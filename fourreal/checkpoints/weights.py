@@ -190,7 +190,7 @@ def read_placed(
 ) -> jax.Array:
     """A tensor of a file, or an array, where it lives; each process reads what its devices hold, the same part once."""
     if isinstance(tensor, jax.Array):
-        return jax.device_put(tensor, place)
+        return jax.device_put(tensor.astype(dtype), place)
     parts = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:

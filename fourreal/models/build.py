@@ -32,6 +32,12 @@ def model_table(base: VideoDiTConfig, grid: GridDiTConfig) -> Table:
     return parameter_table(_abstract_model(base, grid, XLA))
 
 
+def computed_types(params: Params, table: Table) -> Params:
+    """The type in which each parameter's module computes, in which it may be held with the same result."""
+    flat = traverse_util.flatten_dict(params, sep=".")
+    return traverse_util.unflatten_dict({name: table[name].dtype for name in flat}, sep=".")
+
+
 @functools.cache
 def _abstract_model(base: VideoDiTConfig, grid: GridDiTConfig, kernel: Kernel) -> GridDiT:
     return nnx.eval_shape(lambda: build_model(base, grid, kernel=kernel))

@@ -276,14 +276,15 @@ def denoising(question: aot.Question, kernel: Any) -> tuple[Callable, tuple, dic
     from fourreal.diffusion.guidance import scale_branches
     from fourreal.diffusion.stage import Stage
     from fourreal.grid import Known
-    from fourreal.models.build import model_table, split_model
+    from fourreal.models.build import computed_types, model_table, split_model
     from fourreal.parallel import layout
 
     config = question.config
     height, width = latent_size(config, (question.height, question.width))
     layout.check_widths(config.model)
-    _, params = split_model(config.model, config.grid)
-    params = layout.placed_shapes(params, model_table(config.model, config.grid))
+    table, (_, params) = model_table(config.model, config.grid), split_model(config.model, config.grid)
+    params = jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype), params, computed_types(params, table))
+    params = layout.placed_shapes(params, table)
     merged = dataclasses.replace(config.data, times=len(config.codec.groups(config.data.times)))  # a batch of latents
     latent = dataclasses.replace(config, data=merged) if config.codec.in_pieces else config
     batch = aot.batch_of(dataclasses.replace(question, config=latent, height=height, width=width))

@@ -27,7 +27,7 @@ from fourreal.diffusion.samplers import Sampler
 from fourreal.diffusion.stage import Stage
 from fourreal.errors import UserError
 from fourreal.grid import Known
-from fourreal.models.build import Params, model_table
+from fourreal.models.build import Params, computed_types, model_table
 from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.parallel import layout
@@ -37,9 +37,9 @@ from fourreal.scene import Cameras, reduced_cameras
 
 
 class GridPipeline:
-    """Samples grids with one model. The parameters are `params`; a call compiles once for each grid size and step count.
+    """Samples grids with one model. A call compiles once for each grid size and step count.
 
-    A grid is cut over the devices of `mesh`, by default all that there are; the branches of guidance go over its data axis.
+    The parameters are `params`, each in the type that its module computes in. A grid is cut over the devices of `mesh`, by default all that there are; the branches of guidance go over its data axis.
     A codec that takes seconds encodes what is given before, and decodes the rest after, a piece a device at a time.
     Of several processes all make the same calls and get the same grids. `params` may be tensors of a file that is open.
     """
@@ -64,8 +64,9 @@ class GridPipeline:
         self.denoiser = make_denoiser(spec.model, spec.grid, kernel)
         with jax.set_mesh(self.mesh):
             layout.check_widths(spec.model)
-            places = layout.shardings(params, model_table(spec.model, spec.grid))
-            self.params = jax.tree.map(read_placed, params, places)
+            table = model_table(spec.model, spec.grid)
+            places = layout.shardings(params, table)
+            self.params = jax.tree.map(read_placed, params, places, computed_types(params, table))
         self.coder = PieceCoder(spec.codec, self.mesh) if coder is None else coder
         whole = NamedSharding(self.mesh, P())  # every process can read the results
         static = ("sampler", "steps", "branches", "shift")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from fourreal.geometry.trajectories import trajectory
 from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.models.build import fresh_params
 from fourreal.nn.kernels import AttentionConfig
+from fourreal.sampling import pipeline
 from fourreal.sampling.pipeline import GridPipeline
 from fourreal.serialize import to_json
 
@@ -68,6 +70,21 @@ def test_several_seeds_give_one_grid_each_bit_for_bit_as_alone(pipe):
     assert grids.shape == (2, *FRAMES.shape)
     for grid, seed in zip(grids, (1, 0), strict=True):
         np.testing.assert_array_equal(grid, pipe(FRAMES, GIVEN, steps=3, seed=seed))
+
+
+@pytest.mark.parametrize("fusion", ["soft", "fused"])
+def test_matrices_are_held_in_half_of_the_memory_where_matmuls_are_in_bfloat16_with_the_same_result(
+    fusion, monkeypatch
+):
+    spec = replace(SPEC, model=replace(BASE, dtype="bfloat16", lora_rank=2), grid=GridDiTConfig(fusion))
+    fresh = fresh_params(spec.model, spec.grid, 0)
+    params = jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(1).standard_normal(x.shape, np.float32), fresh)
+    pipe = GridPipeline(spec, params)
+    blocks = pipe.params["base"]["blocks"]
+    assert blocks["mlp"]["in_"]["kernel"].dtype == jnp.bfloat16 and blocks["modulation"].dtype == jnp.float32
+    monkeypatch.setattr(pipeline, "computed_types", lambda params, _: jax.tree.map(lambda x: x.dtype, params))
+    whole = GridPipeline(spec, params)
+    np.testing.assert_array_equal(pipe(FRAMES, GIVEN, steps=2), whole(FRAMES, GIVEN, steps=2))
 
 
 def test_guidance_of_one_is_no_guidance_and_another_weight_changes_unknown_cells(pipe):
