@@ -47,7 +47,9 @@ class Link:
         """Whether the other side is gone."""
         try:
             readable, _, _ = select.select([self._connection], [], [], 0)
-            return bool(readable) and self._connection.recv(1, socket.MSG_PEEK) == b""
+            return bool(readable) and self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:  # its reader was faster
+            return False
         except OSError:
             return True
 

@@ -4,15 +4,18 @@ Every process keeps one connection to process 0, from before JAX starts until th
 
     join       number and host go to process 0; once all are there, or the time is up, its answer goes to everybody
     exchange   a value of every process, known to all afterwards: also a barrier, and how process 0 decides for all
-    failed     one line and an exit code, for those who would wait for a process that has given up
+    failed     one line and an exit code, for those who would wait for a process that has given up; where it made no progress,
+               each writes the stacks of its threads
     end        the connection may close now
 
 A connection that closes without `end` is a process that died; the others say so in one line and end, too. One that hangs keeps
-its connection: the others end by their watchdogs. JAX's own service listens at the port after the coordinator's.
+its connection: the others end by their watchdogs. JAX's own service listens at the port after the coordinator's, in process 0,
+which therefore ends last: JAX aborts whoever lives on without it.
 """
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
@@ -30,6 +33,7 @@ from fourreal.host.place import Place, find_place, start_timeout
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds in which a process whose peer failed may end by its own error
+LAST = GRACE + 1  # seconds that process 0 waits for the others to end before it does
 WATCHED = 10**8  # seconds until JAX aborts all for one that hangs, with a stack trace: never where we end it ourselves
 # The errors that processes tell each other; one that is not here is told as the nearest of its bases.
 ERRORS = {
@@ -150,7 +154,7 @@ class Peers:
             code = exit_code(error)
             for link in self._links.values():
                 link.send("failed", line=f"{self.name(self.index)}: {one_line(error)}", code=code)
-            atexit.register(exit_at_once, code)  # JAX's own end would wait for processes that do not come
+            atexit.register(self._exit, code)  # JAX's own end would wait for processes that do not come
         self._leaving.set()
         for link in self._links.values():
             link.send("end")
@@ -176,7 +180,7 @@ class Peers:
             if kind == "end":
                 return
             if kind == "failed":
-                self._fail(message["line"], message["code"])
+                self._fail(**message)
             elif kind == "value":
                 self._take(who, message["key"], message["value"])
             else:
@@ -186,7 +190,14 @@ class Peers:
         if not self._leaving.is_set():
             self._fail(f"{self.name(who)} ended without a word: see its log; start all again with --resume", LOST)
 
-    def _fail(self, line: str, code: int) -> None:
+    def tell_of_hang(self, line: str) -> None:
+        """Ends the others, as this process makes no progress and ends, too; returns when it may."""
+        self._failed.set()  # what others say of it comes too late
+        for link in self._links.values():
+            link.send("failed", line=line, code=LOST, hang=True)
+        self._stay_last()
+
+    def _fail(self, line: str, code: int, hang: bool = False) -> None:
         """Tells the others what has come, and ends this process unless it ends by itself."""
         with self._changed:
             if self._failed.is_set():  # of several that fail the first one counts
@@ -195,13 +206,25 @@ class Peers:
             self._failed.set()
         if self.first:
             for link in self._links.values():
-                link.send("failed", line=line, code=code)
-        if not self._leaving.wait(GRACE):
+                link.send("failed", line=line, code=code, hang=hang)
+        if hang:
+            faulthandler.dump_traceback(sys.stderr)
+        if hang or not self._leaving.wait(GRACE):
             self._end_now()
 
     def _end_now(self) -> None:
         line, code = self._why
         print(f"\nfourreal {self.verb}: error: {line}", file=sys.stderr)  # on a line of its own, below a progress bar
+        self._exit(code)
+
+    def _stay_last(self) -> None:
+        """In process 0, waits until the others have ended, for as long as they need."""
+        deadline = time.monotonic() + LAST
+        while self.first and time.monotonic() < deadline and not all(link.closed for link in self._links.values()):
+            time.sleep(0.02)
+
+    def _exit(self, code: int) -> None:
+        self._stay_last()
         exit_at_once(code)
 
 

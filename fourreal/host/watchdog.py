@@ -1,14 +1,15 @@
 """Says where a process stands when nothing moves, and ends one that hangs: a hang of one process among many names itself.
 
 `watchdog.at(step, phase)` costs an assignment; a thread looks at it, prints a line once it is too old, and in the end writes
-the stacks of all threads and ends the process. It asks none of the others, which may be the ones that hang. It counts its own
-looks, no clock: a process that was stopped with Ctrl-Z for a night goes on.
+the stacks of all threads and ends the process, and the others. It asks none of these, which may hang themselves. It counts
+its own looks, no clock: a process that was stopped with Ctrl-Z for a night goes on.
 """
 
 import faulthandler
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from tqdm import tqdm
@@ -59,8 +60,15 @@ class Watchdog:
     watches inside.
     """
 
-    def __init__(self, minutes: float, name: str, hang: HangConfig = HangConfig()):
-        self._seconds, self._name, self._hang = 60 * minutes, name, hang
+    def __init__(
+        self,
+        minutes: float,
+        name: str,
+        hang: HangConfig = HangConfig(),
+        tell: Callable[[str], None] = lambda line: None,
+    ):
+        """`tell` is called with the line before the process ends."""
+        self._seconds, self._name, self._hang, self._tell = 60 * minutes, name, hang, tell
         self._now = (0, "starting")
         self._closed = threading.Event()
 
@@ -87,16 +95,18 @@ class Watchdog:
             step, phase = seen
             line = f"{self._name}: no progress for {elapsed / 60:.3g} min; step {step}, {phase}"
             if 0 < 60 * self._hang.minutes(phase) <= elapsed:
-                end(line)
+                end(line, self._tell)
             if 0 < limit <= elapsed:
                 tqdm.write(line, file=sys.stderr)
                 sys.stderr.flush()
                 limit *= 2
 
 
-def end(line: str) -> None:
-    """Writes the stacks of all threads and the line to stderr, and ends the process."""
-    threading.Timer(10, os._exit, (LOST,)).start()  # where writing hangs, too
+def end(line: str, tell: Callable[[str], None]) -> None:
+    """Writes the stacks of all threads and the line to stderr, tells it, and ends the process."""
+    threading.Timer(20, os._exit, (LOST,)).start()  # where writing hangs, too
     faulthandler.dump_traceback(sys.stderr)
-    print(f"fourreal train: error: {line}: start all again with --resume", file=sys.stderr)
+    line = f"{line}: start all again with --resume"
+    print(f"fourreal train: error: {line}", file=sys.stderr)
+    tell(line)
     exit_at_once(LOST)

@@ -39,9 +39,10 @@ from fourreal.scene import Cameras, reduced_cameras
 class GridPipeline:
     """Samples grids with one model. A call compiles once for each grid size and step count.
 
-    The parameters are `params`, each in the type that its module computes in. A grid is cut over the devices of `mesh`, by default all that there are; the branches of guidance go over its data axis.
+    The parameters are `params`, each in the type that its module computes in; they may be tensors of a file that is open. A
+    grid is cut over the devices of `mesh`, by default all that there are; the branches of guidance go over its data axis.
     A codec that takes seconds encodes what is given before, and decodes the rest after, a piece a device at a time.
-    Of several processes all make the same calls and get the same grids. `params` may be tensors of a file that is open.
+    Of several processes all make the same calls and get the same grids.
     """
 
     def __init__(

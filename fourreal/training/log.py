@@ -1,9 +1,10 @@
-"""Where a run's numbers go: `metrics.jsonl` and one file of TensorBoard events in the run's folder; how fast it goes, the same
-way, to `speed.jsonl` and a file of its own: metrics are the same however often a run was stopped, its speed is not.
+"""Where a run's numbers go: `metrics.jsonl` and TensorBoard events in the run's folder; how fast it goes, the same way, to
+`speed.jsonl` and events of its own: metrics are the same however often a run was stopped, its speed is not.
 
 Both are logs in the order of the steps, and every entry reaches the system before the next step. A resumed run cuts off what
 came after its checkpoint and goes on in the same files, so each point is there once, whatever was killed in between. The event
-file is written here: tensorboardX's own writer begins a new one for every process and hides failed writes in a thread.
+files are written here: tensorboardX's own writer begins a new one for every process and hides failed writes in a thread. A new
+one begins where pictures have made one large: a bucket takes only whole files, so each save sends the newest alone.
 """
 
 import contextlib
@@ -20,6 +21,8 @@ import numpy as np
 from fourreal.training.wandb import WandbLog
 
 LOG, SPEED = "metrics.jsonl", "speed.jsonl"
+EVENTS = "events.out.tfevents.run"
+LARGE = 2**23  # bytes of events, after which a new file begins
 
 
 class MetricsWriter:
@@ -30,14 +33,20 @@ class MetricsWriter:
         self._also = also
         if start_step and log == LOG and not (folder / log).is_file():
             print(f"{folder / log} is missing: it begins anew after step {start_step}")
-        events = folder / "tensorboard" / ("" if log == LOG else Path(log).stem)
-        events.mkdir(parents=True, exist_ok=True)
+        self._folder = folder / "tensorboard" / ("" if log == LOG else Path(log).stem)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._lines, last = _continued(folder / log, _line_ends, start_step)
-        self._events, _ = _continued(events / "events.out.tfevents.run", _event_ends, start_step)
+        files = [_continued(path, _event_ends, start_step)[0] for path in sorted(self._folder.glob(f"{EVENTS}*"))]
+        self._number = max((number for number, file in enumerate(files) if file.tell()), default=0)
+        for file in files:
+            file.close()
+        self._events = self._open()
         if last > start_step and log == LOG:
             print(f"the log goes to step {last}: what came after step {start_step} is done again")
-        if not self._events.tell():
-            self._event(file_version="brain.Event:2")
+
+    def _open(self) -> BinaryIO:
+        """The file of events that is written to; those after it, if any, are empty."""
+        return open(self._folder / (f"{EVENTS}.{self._number:05d}" if self._number else EVENTS), "ab")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of numbers after `step` steps (null where there is none); names with a slash are grouped in TensorBoard."""
@@ -61,6 +70,15 @@ class MetricsWriter:
             self._also.picture(step, name, picture)
 
     def _event(self, **content: Any) -> None:
+        if self._events.tell() > LARGE:
+            self._events.close()
+            self._number += 1
+            self._events = self._open()
+        if not self._events.tell():
+            self._record(file_version="brain.Event:2")
+        self._record(**content)
+
+    def _record(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
@@ -114,7 +132,8 @@ def _line_ends(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _event_ends(data: bytes) -> Iterator[tuple[int, int]]:
-    """(step, end) of every whole event: length, its checksum, content, its checksum. Behind a broken length none is found."""
+    """(step, end) of every whole event but that of the format: length, its checksum, content, its checksum. Behind a broken
+    length none is found."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 
@@ -125,5 +144,7 @@ def _event_ends(data: bytes) -> Iterator[tuple[int, int]]:
         if check != masked_crc32c(data[start : start + 8]) or end > len(data):
             return
         if struct.unpack_from("<I", data, end - 4) == (masked_crc32c(content),):
-            yield Event.FromString(content).step, end
+            event = Event.FromString(content)
+            if not event.file_version:
+                yield event.step, end
         start = end

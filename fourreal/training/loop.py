@@ -63,7 +63,8 @@ def run(
         stop = stack.enter_context(StopSignal(peers))
         if not peers.first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        watchdog = stack.enter_context(Watchdog(config.watchdog_minutes, peers.name(peers.index), config.hang))
+        watchdog = Watchdog(config.watchdog_minutes, peers.name(peers.index), config.hang, peers.tell_of_hang)
+        stack.enter_context(watchdog)
         storage = stack.enter_context(open_storage(folder, peers))
         stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
         stack.enter_context(kept_programs(folder / COMPILED))

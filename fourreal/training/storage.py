@@ -14,10 +14,12 @@ import functools
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fourreal.checkpoints.specs import RUN_WEIGHTS
+from fourreal.errors import UserError
 from fourreal.host.folders import LEASE, in_bucket, locked
 from fourreal.host.processes import Peers
 from fourreal.host.retry import read_again
@@ -25,6 +27,7 @@ from fourreal.training.run_folder import COMPILED
 
 # Of a run's folder, what a resumed run does not fetch.
 FAR = ("checkpoints", "frozen", "sheets", "profile", RUN_WEIGHTS, COMPILED, LEASE)
+PREFIX = "fourreal-run-"  # of the names of temporary folders
 
 
 class Storage:
@@ -101,9 +104,24 @@ def open_storage(folder: Path, peers: Peers) -> Iterator[Storage]:
 
         leases = []
         peers.of_first("lock", lambda: leases.append(stack.enter_context(leased(folder))))
-        work = Path(tempfile.mkdtemp(prefix="fourreal-"))
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        work = stack.enter_context(folder_of_this_process())
         yield BucketStorage(folder, work, leases[0].renew if leases else lambda: None)
+
+
+@contextlib.contextmanager
+def folder_of_this_process(settled: float = 60.0) -> Iterator[Path]:
+    """A new temporary folder, which goes in the end; those of killed processes, older than `settled` seconds, go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(UserError, OSError):
+            if time.time() - left.stat().st_mtime > settled:  # else it may not be locked yet
+                with locked(left):
+                    shutil.rmtree(left)
+    work = Path(tempfile.mkdtemp(prefix=PREFIX))
+    with locked(work):
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -39,9 +39,11 @@ def ended(monkeypatch) -> list:
     """The exit codes of processes that their peers ended."""
     codes = []
     monkeypatch.setattr(distributed, "GRACE", 0.2)
+    monkeypatch.setattr(distributed, "LAST", 0.3)
     monkeypatch.setattr(distributed, "exit_at_once", codes.append)
     monkeypatch.setattr(distributed.atexit, "register", lambda *_: None)
-    return codes
+    yield codes
+    time.sleep(1)  # their threads end meanwhile
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +181,18 @@ def test_error_of_one_process_ends_the_others_with_its_line_and_code(ended, caps
     assert ended == [2, 2]
     line = f"\nfourreal train: error: process 1 of 3 on {socket.gethostname()}: no data\n"
     assert capsys.readouterr().err == line * 2
+
+
+@pytest.mark.parametrize("hangs", [0, 2])
+def test_process_that_makes_no_progress_ends_the_others_with_stacks_before_the_first_one(ended, capfd, hangs):
+    peers = started(3)
+    began = time.monotonic()
+    peers[hangs].tell_of_hang("no progress")
+    assert (time.monotonic() - began > distributed.LAST) == (hangs == 0)  # for as long as they live
+    until(lambda: len(ended) == 2)
+    said = capfd.readouterr().err
+    assert ended == [LOST] * 2 and said.count("fourreal train: error: no progress\n") == 2
+    assert said.count("Current thread") == 2
 
 
 @pytest.mark.parametrize("dead", [0, 2])

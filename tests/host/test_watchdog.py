@@ -56,7 +56,7 @@ def test_watchdog_says_nothing_while_things_move_or_when_it_is_off(capsys):
 )
 def test_each_phase_ends_at_the_limit_of_its_kind_and_0_is_none(monkeypatch, phase, limit):
     ended = []
-    monkeypatch.setattr(module, "end", ended.append)
+    monkeypatch.setattr(module, "end", lambda line, _: ended.append(line))
     for name in (field.name for field in fields(HangConfig)):
         hang = HangConfig(**{field.name: 0.1 * SECOND * (field.name == name) for field in fields(HangConfig)})
         with Watchdog(0, "process 0 of 1 on host", hang) as watchdog:

@@ -74,6 +74,20 @@ def test_resumed_logs_drop_what_came_after_the_checkpoint(unbroken, tmp_path, st
     assert_same(tmp_path / "run", unbroken)
 
 
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_events_go_on_in_a_new_file_where_one_is_large_and_are_the_same_in_all(unbroken, tmp_path, monkeypatch, step):
+    monkeypatch.setattr("fourreal.training.log.LARGE", 400)  # about two steps
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run", 1, 5, 0)
+    write(tmp_path / "run", step + 1, 5, step)
+    files = sorted((tmp_path / "run" / "tensorboard").iterdir())
+    assert len(files) > 2 and all(400 < path.stat().st_size < 800 for path in files[:-1])
+    version = (unbroken / EVENTS).read_bytes()[:40]  # of the format, at the beginning of each
+    assert b"".join(path.read_bytes().removeprefix(version) for path in files) == (
+        (unbroken / EVENTS).read_bytes().removeprefix(version)
+    )
+
+
 @pytest.mark.parametrize("log", [LINES, EVENTS])
 @pytest.mark.parametrize("written", [1, 9, 13, 21, 30])
 @pytest.mark.parametrize("zeros", [0, 9, 4096])

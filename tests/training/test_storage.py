@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from fourreal.training.config import load_config, read_run
 from fourreal.training.export import Export
 from fourreal.training.orbax import SEAL, Checkpoints
 from fourreal.training.run_folder import make_folder
-from fourreal.training.storage import BucketStorage
+from fourreal.training.storage import PREFIX, BucketStorage, folder_of_this_process
 
 ROOT = Path(__file__).parents[2]
 RUN = "gs://bucket/runs/tiny"
@@ -306,7 +307,7 @@ def test_overwritten_run_in_a_bucket_keeps_its_compiled_programs_and_the_lease_a
         saved.write(f"runs/tiny/{name}", b"{}")
     folder = epath.Path(RUN)
     make_folder(load_config(config), folder, True, None, "fingerprint")
-    kept = {f"runs/tiny/{name}" for name in ("compiled/a-cache", "config.json", "data.sha256", LEASE)}
+    kept = {f"runs/tiny/{name}" for name in ("compiled/a-cache", "config.json", "data.sha256", "identity.txt", LEASE)}
     assert set(saved.objects) == kept and read_run(folder) == load_config(config)
 
 
@@ -354,6 +355,19 @@ def test_files_of_this_host_are_in_the_bucket_before_a_seal_and_only_once(store,
         log.write("2\n")
     other.sync()
     assert store.objects["runs/tiny/a/log"][1] == b"1\n2\n"
+
+
+def test_folder_on_this_host_goes_in_the_end_and_with_it_what_killed_processes_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with folder_of_this_process() as other:
+        (other / "log").touch()
+        (tmp_path / f"{PREFIX}left").mkdir()
+        (tmp_path / f"{PREFIX}left" / "log").touch()
+        with folder_of_this_process() as work:
+            assert set(tmp_path.iterdir()) == {other, work, tmp_path / f"{PREFIX}left"}
+        with folder_of_this_process(settled=-1) as work:
+            assert set(tmp_path.iterdir()) == {other, work} and (other / "log").is_file()
+    assert not any(tmp_path.iterdir())
 
 
 def test_weights_are_written_to_a_bucket_the_frozen_ones_once_and_copied_from_there_when_they_have_changed(
