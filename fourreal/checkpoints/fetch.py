@@ -1,12 +1,18 @@
-"""Weights in a bucket: a copy in this user's cache folder, `~/.cache/fourreal`, made once for each state of them."""
+"""Weights in a bucket: a copy in this user's cache folder, `~/.cache/fourreal`, made once for each state of them.
+
+The newest two states of a folder stay: a process may still read the one before.
+"""
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 from fourreal.checkpoints.weights import CONFIG, WEIGHTS
 from fourreal.errors import MissingFile
 from fourreal.host.folders import run_path, whole_folder
+
+KEPT = 2  # states of a folder
 
 
 def fetched(name: str | Path, inside: str) -> Path:
@@ -19,13 +25,17 @@ def fetched(name: str | Path, inside: str) -> Path:
     if begin is None:
         raise MissingFile(f"there are no weights in {name}: a run writes them with its first checkpoint")
     files = [file for file in files if file.startswith(begin)]
-    state = [str(folder), *(f"{file} {generation(folder / file)!r}" for file in files)]
+    source = f"{folder}/{begin}".rstrip("/")
+    state = "\n".join(f"{file.removeprefix(begin)} {generation(folder / file)!r}" for file in files)
+    source, state = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (source, state))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fourreal"
-    out = cache / hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    out = cache / f"{source}-{state}"
     if not out.is_dir():
         with whole_folder(out) as building:
             for file in files:
                 path = building / file.removeprefix(begin)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(read(folder / file)[0])
+        for older in sorted(cache.glob(f"{source}-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(older, ignore_errors=True)
     return out

@@ -385,10 +385,13 @@ def test_weights_are_written_to_a_bucket_the_frozen_ones_once_and_copied_from_th
     for name in (RUN, f"{RUN}/weights", RUN):
         tensors = read_weights(weights_folder(name))
         assert {name: value.tolist() for name, value in tensors.items()} == {"a": [1, 1, 1], "b": [0, 0]}
-    export = Export(BucketStorage(epath.Path(RUN), tmp_path / "again", lambda: None), {})
-    export.start({"a": jnp.zeros(3)}, {"b": jnp.zeros(2)})
-    export.close()
-    assert read_weights(weights_folder(RUN))["a"].tolist() == [0, 0, 0]
-    assert len(list((tmp_path / "cache" / "fourreal").iterdir())) == 3
+    copies = [weights_folder(RUN)]
+    for number in (0, 2):
+        export = Export(BucketStorage(epath.Path(RUN), tmp_path / "again", lambda: None), {})
+        export.start({"a": jnp.full(3, number)}, {"b": jnp.zeros(2)})
+        export.close()
+        copies.append(weights_folder(RUN))
+        assert read_weights(copies[-1])["a"].tolist() == [number] * 3
+    assert set((tmp_path / "cache" / "fourreal").iterdir()) == set(copies[1:])  # the newest two
     with pytest.raises(MissingFile, match="there are no weights in gs://bucket/runs"):
         weights_folder("gs://bucket/runs")
