@@ -33,7 +33,7 @@ from fourreal.host.place import Place, find_place, start_timeout
 T = TypeVar("T")
 
 GRACE = 5.0  # seconds in which a process whose peer failed may end by its own error
-LAST = GRACE + 1  # seconds that process 0 waits for the others to end before it does
+FAREWELL = GRACE + 1  # seconds that process 0 waits for the others to end before it does
 WATCHED = 10**8  # seconds until JAX aborts all for one that hangs, with a stack trace: never where we end it ourselves
 # The errors that processes tell each other; one that is not here is told as the nearest of its bases.
 ERRORS = {
@@ -81,7 +81,7 @@ class Peers:
 
     def name(self, index: int) -> str:
         """`process 2 of 4 on HOST`."""
-        return f"process {index} of {self.count} on {self.hosts[index]}"
+        return f"process {index} of {self.count}" + (f" on {host}" if (host := self.hosts[index]) else "")
 
     def exchange(self, name: str, value: Any = None) -> list:
         """The values (as JSON has them) that all processes give under a name, in their order; waits for them.
@@ -128,9 +128,9 @@ class Peers:
 
     @contextlib.contextmanager
     def giving_up(self, seconds: float, why: str) -> Iterator[None]:
-        """What takes longer than that inside ends this process, with one line, for a new start."""
-        line = f"{self.name(self.index)}: {why} within {seconds:g} s, so one hangs: see their logs, and start all again"
-        timer = threading.Timer(seconds, self._fail, (line, LOST))
+        """Ends this process, with one line, for a new start, where the block takes longer than that."""
+        line = f"{self.name(self.index)}: {why} within {seconds:g} s; start all again with --resume"
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), self._fail, (line, LOST))
         timer.daemon = True
         timer.start()
         try:
@@ -191,8 +191,10 @@ class Peers:
             self._fail(f"{self.name(who)} ended without a word: see its log; start all again with --resume", LOST)
 
     def tell_of_hang(self, line: str) -> None:
-        """Ends the others, as this process makes no progress and ends, too; returns when it may."""
-        self._failed.set()  # what others say of it comes too late
+        """Ends the other processes, because this one makes no progress; it ends itself once this returns."""
+        with self._changed:
+            self._why = (line, LOST)
+            self._failed.set()  # what others say of it comes too late
         for link in self._links.values():
             link.send("failed", line=line, code=LOST, hang=True)
         self._stay_last()
@@ -208,18 +210,20 @@ class Peers:
             for link in self._links.values():
                 link.send("failed", line=line, code=code, hang=hang)
         if hang:
-            faulthandler.dump_traceback(sys.stderr)
+            write_stacks()
         if hang or not self._leaving.wait(GRACE):
             self._end_now()
 
     def _end_now(self) -> None:
         line, code = self._why
-        print(f"\nfourreal {self.verb}: error: {line}", file=sys.stderr)  # on a line of its own, below a progress bar
+        print(
+            f"\nfourreal {self.verb}: error: {line}", file=sys.stderr, flush=True
+        )  # on a line of its own, below a progress bar
         self._exit(code)
 
     def _stay_last(self) -> None:
         """In process 0, waits until the others have ended, for as long as they need."""
-        deadline = time.monotonic() + LAST
+        deadline = time.monotonic() + FAREWELL
         while self.first and time.monotonic() < deadline and not all(link.closed for link in self._links.values()):
             time.sleep(0.02)
 
@@ -246,7 +250,8 @@ def start(verb: str = "train") -> Peers:
     peers = gather(place, timeout) if place.index == 0 else join(place, timeout)
     peers.verb = verb
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with peers.giving_up(timeout, "JAX did not start in all processes"):
+    why = f"JAX did not start (a process hangs, or {place.host}:{place.jax_port} cannot be reached from all hosts)"
+    with peers.giving_up(timeout, why):
         jax.distributed.initialize(
             f"{place.host}:{place.jax_port}",
             place.count,
@@ -333,6 +338,12 @@ def told_as(error: Exception) -> str:
 def listed(names: list[str]) -> str:
     """`1, 2 and 3`."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def write_stacks() -> None:
+    """Writes the stacks of all threads to stderr, where that is a file."""
+    with contextlib.suppress(OSError):
+        faulthandler.dump_traceback(sys.stderr)
 
 
 def exit_at_once(code: int) -> None:

@@ -5,7 +5,6 @@ the stacks of all threads and ends the process, and the others. It asks none of 
 its own looks, no clock: a process that was stopped with Ctrl-Z for a night goes on.
 """
 
-import faulthandler
 import os
 import sys
 import threading
@@ -15,7 +14,7 @@ from dataclasses import dataclass, fields
 from tqdm import tqdm
 
 from fourreal.errors import LOST, UserError
-from fourreal.host.processes import exit_at_once
+from fourreal.host.processes import exit_at_once, write_stacks
 
 LOOKS = 4  # in the shortest of the times
 
@@ -105,7 +104,7 @@ class Watchdog:
 def end(line: str, tell: Callable[[str], None]) -> None:
     """Writes the stacks of all threads and the line to stderr, tells it, and ends the process."""
     threading.Timer(20, os._exit, (LOST,)).start()  # where writing hangs, too
-    faulthandler.dump_traceback(sys.stderr)
+    write_stacks()
     line = f"{line}: start all again with --resume"
     print(f"fourreal train: error: {line}", file=sys.stderr)
     tell(line)

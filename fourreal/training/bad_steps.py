@@ -51,6 +51,9 @@ class LeftOut:
     def _read(self) -> list[list[int]]:
         return read_json(self._file, list) if self._file.is_file() else []
 
+    def __str__(self) -> str:
+        return json.dumps(self._entries)
+
     def offset(self, step: int) -> int:
         """What is added to the number of steps done for the position of the next step's data."""
         return sum(count for after, count in self._entries if after <= step)
@@ -62,7 +65,4 @@ class LeftOut:
     def add(self, step: int, count: int) -> None:
         """After `step` steps, `count` batches more are left out."""
         self._entries.append([step, count])
-        self._peers.of_first("leave out", self._write)
-
-    def _write(self) -> None:
-        write_whole(self._file, json.dumps(self._entries))
+        self._peers.of_first("leave out", lambda: write_whole(self._file, str(self)))

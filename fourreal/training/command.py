@@ -4,6 +4,7 @@ fourreal train configs/nano.py --optim.lr 3e-4 --out runs/nano
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,8 @@ class Train:
     def train(self, peers: distributed.Peers) -> None:
         """As one of these processes."""
         folder = run_path(self.out or Path("runs") / self.config.name)
-        peers.of_first("creatable", lambda: check_folder_name(folder))
+        with peers.giving_up(60 * (self.config.hang.restore or math.inf), f"{folder} could not be looked at"):
+            peers.of_first("creatable", lambda: check_folder_name(folder))
         run(self.config, folder, self.start, peers)
 
 

@@ -1,13 +1,14 @@
 """Checkpoints on the hosts' own disks: a fast tier before those in the run's folder, saved more often and read first.
 
-Each process writes what its devices hold of the state to one file, and reads it back, so nothing crosses a network. These files
-go with their host, and fit one mesh alone: then the run's folder has an older checkpoint, as it has the frozen part. That of
-n steps counts where every process has its file, of this very run, and the arrays have the digests that they were saved with.
+Each process writes what its devices hold of the state to one file, and reads it back, so no array crosses a network. A local
+checkpoint is used if it is newer than that of the run's folder, every process still has its file of it, of this very run and
+the same mesh, and the arrays have the digests with which they were saved. The frozen part is in the run's folder alone.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,27 +21,27 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from fourreal.checkpoints.weights import write_tensors
-from fourreal.errors import UserError, one_line
+from fourreal.errors import Damaged, UserError, one_line
 from fourreal.host.folders import check_creatable, in_bucket
 from fourreal.host.processes import ALONE, Peers
 from fourreal.parallel.digest import Digests, digests
 from fourreal.training.state import State
 
-SUFFIX = ".safetensors"
+SUFFIX, READING = ".safetensors", ".reading"
 
 
 class LocalCheckpoints:
     """This process's files in `folder` (none: one among those for temporary files), of the run whose folder is `run`.
 
-    `identity` tells the run from another that was there before; `before_seal` is called in process 0 before a checkpoint
-    counts. All processes call each method. Raises UserError for a folder that cannot be made.
+    `identity()` tells the run, and what data it has left out, from what was there before; `before_seal` is called in process 0
+    before a checkpoint counts. All processes call each method. Raises UserError for a folder that cannot be made.
     """
 
     def __init__(
         self,
         folder: str,
         run: Path,
-        identity: str,
+        identity: Callable[[], str],
         peers: Peers = ALONE,
         before_seal: Callable[[], None] = lambda: None,
     ):
@@ -56,53 +57,67 @@ class LocalCheckpoints:
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future | None = None
 
-    def save(self, step: int, state: State) -> None:
-        """Starts to write the state after `step` steps; returns once it is copied to this host. One that fails is said."""
+    def save(self, step: int, state: State, bad: int) -> None:
+        """Starts to write the state after `step` steps; returns once it is copied to this host. One that fails prints a line.
+
+        `bad` is how many of the steps count against the budget of bad ones.
+        """
         self._wait()
         changing = _changing(state)
         found, shards = digests(changing), dict(_shards(changing))
         for shard in shards.values():
             shard.copy_to_host_async()
         tensors = {name: _on_host(shard) for name, shard in shards.items()}
-        self._writing = self._thread.submit(self._write, step, tensors, found)
+        self._writing = self._thread.submit(
+            self._write, step, tensors, found, {"run": self._identity(), "bad": str(bad)}
+        )
 
-    def _write(self, step: int, tensors: dict[str, np.ndarray], found: Digests) -> None:
+    def _write(self, step: int, tensors: dict[str, np.ndarray], found: Digests, metadata: dict[str, str]) -> None:
         failure, listed = "", {name: int(digest) for name, digest in found.items()}
         try:
             if self._peers.first:
                 self._before_seal()
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(self._path(step), tensors, {"run": self._identity, "digests": json.dumps(listed)})
+            write_tensors(self._path(step), tensors, metadata | {"digests": json.dumps(listed)})
         except OSError as error:
             failure = self._named(error)
         if failure := self._first("local written", failure):
             print(f"the local checkpoint of {step} steps could not be saved ({failure})")
-        self._keep(None if failure else step)
+        mine = {name for name in self._names() if name.split(".")[0] == str(step)}
+        self._delete(mine if failure else self._names() - mine)
 
-    def restore(self, shapes: State, after: int) -> tuple[int, State] | None:
-        """(steps, state without the frozen part) of the newest one of more than `after` steps, laid out as `shapes`; None
-        where there is none. All others go."""
+    def restore(self, shapes: State, after: int) -> tuple[int, State, int] | None:
+        """(steps, state without the frozen part, bad steps) of the newest local checkpoint of more than `after` steps, laid out
+        as `shapes`; None where there is none. Deletes all others."""
         shapes = _changing(shapes)
+        self._delete_strays()
         there = self._peers.exchange("local steps", [step for step in self._steps() if step > after])
         for step in sorted(set.intersection(*map(set, there)), reverse=True):
-            failure, state, listed = "", None, {}
+            failure, state, listed, bad = "", None, {}, 0
             try:
-                state, listed = self._read(step, shapes)
+                state, listed, bad = self._read(step, shapes)
             except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
                 failure = self._named(error)
             failure = self._first("local read", failure)
             if not failure:
                 found = {name: int(digest) for name, digest in digests(state).items()}
-                failure = next((f"{name} is damaged" for name in found if found[name] != listed.get(name)), "")
+                damaged = next((name for name in found if found[name] != listed.get(name)), "")
+                failure = self._first("local compared", damaged and self._named(Damaged(f"{damaged} is damaged")))
             if not failure:
-                self._keep(step)
-                return step, state
+                listings = self._peers.exchange("local listed", zlib.crc32(json.dumps(listed).encode()))
+                failure = "the processes have files of different states" if len(set(listings)) > 1 else ""
+            if not failure:
+                self._delete({name for name in self._names() if name != self._path(step).name})
+                return step, state, bad
             print(f"the local checkpoint of {step} steps cannot be used ({failure})")
-        self._keep(None)
+        self._delete(self._names())
         return None
 
-    def _read(self, step: int, shapes: State) -> tuple[State, dict[str, int]]:
-        """(the arrays of this process's file, the digests that all of them had)."""
+    def _read(self, step: int, shapes: State) -> tuple[State, dict[str, int], int]:
+        """(the arrays of this process's file, the digests that all arrays had, bad steps).
+
+        Meanwhile the file has another name: safetensors maps it into memory, and a disk that cannot read it kills the process.
+        """
 
         def read(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
             arrays, part = [], shape.sharding.shard_shape(shape.shape)
@@ -113,14 +128,19 @@ class LocalCheckpoints:
                 arrays += [jax.device_put(tensor, device) for device in devices]
             return jax.make_array_from_single_device_arrays(shape.shape, shape.sharding, arrays)
 
-        with safe_open(self._path(step), "numpy") as file:
-            listed = json.loads(file.metadata()["digests"])
-            return jax.tree_util.tree_map_with_path(lambda path, x: read(jax.tree_util.keystr(path), x), shapes), listed
+        path = self._path(step)
+        path.rename(reading := path.with_suffix(READING))
+        with safe_open(reading, "numpy") as file:
+            about = file.metadata()
+            state = jax.tree_util.tree_map_with_path(lambda path, x: read(jax.tree_util.keystr(path), x), shapes)
+        reading.rename(path)
+        return state, json.loads(about["digests"]), int(about["bad"])
 
     def drop(self) -> None:
         """Deletes all: the run goes on from elsewhere, or needs none any more."""
         self._wait()
-        self._keep(None)
+        self._delete_strays()
+        self._delete(self._names())
         self._peers.exchange("local dropped")
 
     def _wait(self) -> None:
@@ -143,18 +163,27 @@ class LocalCheckpoints:
         found = []
         for path in self._folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError, SafetensorError, ValueError), safe_open(path, "numpy") as file:
-                found += [int(path.stem)] if (file.metadata() or {}).get("run") == self._identity else []
+                found += [int(path.stem)] if (file.metadata() or {}).get("run") == self._identity() else []
         return found
 
-    def _keep(self, step: int | None) -> None:
-        """Deletes all but one; with that, too, the folders."""
-        for path in self._folder.glob("*"):
-            if step is None or path != self._path(step):
-                path.unlink(missing_ok=True)
-        if step is None:
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
-                self._folder.parent.rmdir()
+    def _names(self) -> set[str]:
+        """Of all files of this process."""
+        return {path.name for path in self._folder.glob("*")}
+
+    def _delete(self, names: set[str]) -> None:
+        """Deletes such files, and then the folders if they are empty."""
+        with contextlib.suppress(OSError):
+            for name in names:
+                (self._folder / name).unlink(missing_ok=True)
+            self._folder.rmdir()
+            self._folder.parent.rmdir()
+
+    def _delete_strays(self) -> None:
+        """Deletes what processes left on this host that are on another now, or are no more."""
+        hosts, here = self._peers.hosts, self._peers.hosts[self._peers.index]
+        for folder in self._folder.parent.glob("[0-9]*"):
+            if int(folder.name) >= len(hosts) or hosts[int(folder.name)] != here:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _named(self, error: Exception) -> str:
         return f"{self._peers.name(self._peers.index)}: {one_line(error)}"

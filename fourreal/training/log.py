@@ -22,7 +22,7 @@ from fourreal.training.wandb import WandbLog
 
 LOG, SPEED = "metrics.jsonl", "speed.jsonl"
 EVENTS = "events.out.tfevents.run"
-LARGE = 2**23  # bytes of events, after which a new file begins
+FILE_BYTES = 2**23  # of events, after which a new file begins
 
 
 class MetricsWriter:
@@ -70,7 +70,8 @@ class MetricsWriter:
             self._also.picture(step, name, picture)
 
     def _event(self, **content: Any) -> None:
-        if self._events.tell() > LARGE:
+        if self._events.tell() > FILE_BYTES:
+            os.fsync(self._events.fileno())
             self._events.close()
             self._number += 1
             self._events = self._open()
@@ -106,8 +107,8 @@ def _continued(path: Path, ends: Callable[[bytes], Iterator[tuple[int, int]]], s
     """
     entries = list(ends(path.read_bytes() if path.is_file() else b""))
     kept = max((end for step, end in entries if step <= start_step), default=0)
-    path.touch()
-    os.truncate(path, kept)
+    if path.is_file() and path.stat().st_size > kept:  # one that stays as it is need not go to a bucket again
+        os.truncate(path, kept)
     return open(path, "ab"), max((step for step, _ in entries), default=0)
 
 
@@ -132,8 +133,8 @@ def _line_ends(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _event_ends(data: bytes) -> Iterator[tuple[int, int]]:
-    """(step, end) of every whole event but that of the format: length, its checksum, content, its checksum. Behind a broken
-    length none is found."""
+    """(step, end) of every whole event: length, its checksum, content, its checksum. Behind a broken length none is found, and
+    the one that names the format is no entry."""
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import masked_crc32c
 

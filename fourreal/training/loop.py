@@ -161,8 +161,8 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
             run.save(weights=last or not stopped)
         elif locally:
             run.save_locally()
+        run.bad = 0 if saving else run.bad
         if saving or locally:
-            run.bad = 0
             run.pace.lap("saving")
         if stopped:
             return

@@ -114,8 +114,9 @@ class Run:
     def save_locally(self) -> None:
         """Starts a checkpoint on the hosts' own disks, once there is one in the run's folder."""
         self.watchdog.at(self.done, "saving")
+        self.checkpoints.check()
         if self.peers.of_first("sealed one", lambda: self.checkpoints.done is not None):
-            self.local.save(self.done, self.state)
+            self.local.save(self.done, self.state, self.bad)
 
     def go_back(self, bad: int) -> None:
         """To the newest checkpoint, with the data of the steps from there to step `bad` left out."""
@@ -200,12 +201,15 @@ def prepare(
     if start.resume:
         peers.of_first("fetched", storage.fetch)
     identity = peers.of_first("identity", lambda: identity_of(folder, start.resume))
-    local = None
-    if config.local_every:
-        local = LocalCheckpoints(config.local_folder, folder, identity, peers, storage.before_seal)
     open_checkpoints = functools.partial(Checkpoints, folder, peers, config.keep_every, storage.before_seal)
     checkpoints = open_checkpoints() if start.resume else None
     done = (checkpoints.done or 0) if checkpoints else 0
+    left_out = LeftOut(work, bool(done), peers)
+    local, bad = None, 0
+    if config.local_every:
+        local = LocalCheckpoints(
+            config.local_folder, folder, lambda: f"{identity} {left_out}", peers, storage.before_seal
+        )
     init_from = start.init_from
     if start.resume and not done:
         peers.of_first("log", lambda: check_log(folder))
@@ -228,7 +232,8 @@ def prepare(
         watchdog.at(done, "restoring")
         placed = layout.placed_shapes(jax.eval_shape(lambda params: fresh_state(params, config), shapes), table)
         if found := local and local.restore(placed, done):
-            done, state = found[0], found[1] | {"frozen": checkpoints.restore_frozen(placed["frozen"])}
+            done, state, bad = found
+            state |= {"frozen": checkpoints.restore_frozen(placed["frozen"])}
             origin = f"resumed after {done} steps, from the hosts' own disks"
         else:
             state = checkpoints.restore(placed)
@@ -238,7 +243,6 @@ def prepare(
     part = layout.share_of_batch(layout.reading_lead(fusion_of(config).lead, size), size)
     data = Batches(config.data, config.model.conditions, config.codec)
     data_from = functools.partial(_batches, data, part)
-    left_out = LeftOut(work, bool(done), peers)
     batches = data_from(done + left_out.offset(done))
     watchdog.at(done, "reading the first batch")
     batch = next(batches)
@@ -295,6 +299,7 @@ def prepare(
         left_out=left_out,
         wandb=wandb,
         digests=digests,
+        bad=bad,
     )
 
 

@@ -124,8 +124,9 @@ def make_folder(
     if init_from:
         (folder / INIT_FROM).write_text(init_from)
     write_whole(folder / CONFIG, json.dumps(stored(to_json(config)), indent=2) + "\n")
-    (folder / DATA).write_text(fingerprint)
-    (folder / IDENTITY).write_text(identity)
+    for name, text in ((DATA, fingerprint), (IDENTITY, identity)):
+        if not (folder / name).is_file() or (folder / name).read_text() != text:
+            write_whole(folder / name, text)
 
 
 def identity_of(folder: Path, resume: bool) -> str:

@@ -117,11 +117,11 @@ def folder_of_this_process(settled: float = 60.0) -> Iterator[Path]:
                 with locked(left):
                     shutil.rmtree(left)
     work = Path(tempfile.mkdtemp(prefix=PREFIX))
-    with locked(work):
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a disk that knows no locks; nobody deletes there either
+            stack.enter_context(locked(work))
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        yield work
 
 
 def stamp(path: Path) -> tuple[int, int]:

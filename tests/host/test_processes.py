@@ -2,9 +2,9 @@
 
 import socket
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from peers_in_threads import places, started, together
 
 from fourreal.errors import LOST, FileInTheWay, MissingFile, UserError
 from fourreal.host import place as places_of_processes
@@ -15,31 +15,12 @@ from fourreal.host.processes import ALONE, Peers, gather, join
 VARIABLES = {COORDINATOR: "first-host:8476", COUNT: "4", ID: "2"}
 
 
-def places(count: int) -> list[Place]:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return [Place("localhost", free.getsockname()[1], count, index) for index in range(count)]
-
-
-def together(calls: list) -> list[Future]:
-    """What functions give that run at once."""
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return [pool.submit(call) for call in calls]
-
-
-def started(count: int) -> list[Peers]:
-    """Processes that have found each other."""
-    first, *others = places(count)
-    done = together([lambda: gather(first, 20), *(lambda place=place: join(place, 20) for place in others)])
-    return [future.result() for future in done]
-
-
 @pytest.fixture
 def ended(monkeypatch) -> list:
     """The exit codes of processes that their peers ended."""
     codes = []
     monkeypatch.setattr(distributed, "GRACE", 0.2)
-    monkeypatch.setattr(distributed, "LAST", 0.3)
+    monkeypatch.setattr(distributed, "FAREWELL", 0.3)
     monkeypatch.setattr(distributed, "exit_at_once", codes.append)
     monkeypatch.setattr(distributed.atexit, "register", lambda *_: None)
     yield codes
@@ -184,15 +165,33 @@ def test_error_of_one_process_ends_the_others_with_its_line_and_code(ended, caps
 
 
 @pytest.mark.parametrize("hangs", [0, 2])
-def test_process_that_makes_no_progress_ends_the_others_with_stacks_before_the_first_one(ended, capfd, hangs):
-    peers = started(3)
+def test_process_that_makes_no_progress_ends_the_others_with_stacks_and_the_first_one_last(
+    ended, capsys, monkeypatch, hangs
+):
+    peers, stacks, when = started(3), [], []
+    monkeypatch.setattr(distributed.faulthandler, "dump_traceback", stacks.append)
+    monkeypatch.setattr(distributed, "exit_at_once", lambda code: ended.append(code) or when.append(time.monotonic()))
     began = time.monotonic()
     peers[hangs].tell_of_hang("no progress")
-    assert (time.monotonic() - began > distributed.LAST) == (hangs == 0)  # for as long as they live
-    until(lambda: len(ended) == 2)
-    said = capfd.readouterr().err
-    assert ended == [LOST] * 2 and said.count("fourreal train: error: no progress\n") == 2
-    assert said.count("Current thread") == 2
+    until(lambda: len(when) == 2)
+    assert ended == [LOST] * 2 and len(stacks) == 2
+    assert capsys.readouterr().err.count("fourreal train: error: no progress\n") == 2
+    # in these threads no connection closes, so process 0 waits for as long as it ever does
+    waited = [at - began > distributed.FAREWELL for at in (*when, time.monotonic())]
+    assert waited == ([False, False, True] if hangs == 0 else [False, True, True])
+
+
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_process_that_tells_of_a_hang_ends_with_its_line_and_code_where_its_main_thread_fails_meanwhile(
+    ended, capsys, hangs
+):
+    """By a collective, because the others end."""
+    peers = started(2)
+    with pytest.raises(RuntimeError), peers[hangs]:
+        peers[hangs].tell_of_hang("no progress")
+        raise RuntimeError("a collective failed")
+    until(lambda: len(ended) >= 2)
+    assert set(ended) == {LOST} and "error: no progress\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dead", [0, 2])
@@ -208,11 +207,11 @@ def test_connection_that_breaks_ends_the_others(ended, capsys, dead):
 
 def test_start_of_jax_that_hangs_ends_in_one_line_and_one_that_does_not_goes_on(ended, capsys):
     peers = started(2)
-    with peers[1].giving_up(0.1, "JAX did not start in all processes"):
+    with peers[1].giving_up(0.1, "JAX did not start"):
         until(lambda: len(ended) == 1)
     assert ended == [LOST]
-    line = f"process 1 of 2 on {socket.gethostname()}: JAX did not start in all processes within 0.1 s, so one hangs"
-    assert f"fourreal train: error: {line}: see their logs, and start all again\n" in capsys.readouterr().err
+    line = f"process 1 of 2 on {socket.gethostname()}: JAX did not start within 0.1 s; start all again with --resume"
+    assert f"fourreal train: error: {line}\n" in capsys.readouterr().err
     with peers[0].giving_up(0.3, ""):
         pass
     time.sleep(0.4)

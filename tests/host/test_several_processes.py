@@ -192,24 +192,30 @@ def test_processes_go_back_together_where_what_one_of_them_wrote_is_damaged(conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_process_that_hangs_is_left_by_the_other_with_its_stacks_and_an_exit_code_for_a_new_start(
-    config, tmp_path, stopped
+def test_process_that_hangs_is_left_by_the_others_with_their_stacks_and_an_exit_code_for_a_new_start(
+    config, unbroken, tmp_path, stopped
 ):
-    run = Processes(config, tmp_path / "run", 2, 1, "--mesh.data", "2", "--steps", "1000000", "--hang.step", "0.2")
-    run.wait_until(lambda: steps_of(tmp_path / "run")[-1] >= 2)
+    folder, count = tmp_path / "run", 4
+    run = Processes(config, folder, count, 1, *MIXED, "--hang.step", "0.2")
+    run.wait_until(lambda: steps_of(folder)[-1] >= 7)
     run.processes[stopped].send_signal(signal.SIGSTOP)
-    other = 1 - stopped
+    others = set(range(count)) - {stopped}
     try:
-        assert run.processes[other].wait(60) == LOST, run.said(other)
+        assert [run.processes[other].wait(60) for other in others] == [LOST] * 3, [run.said(other) for other in others]
         assert run.processes[stopped].poll() is None
     finally:
         run.end()
-    said = run.said(other)
-    assert "Current thread" in said and "training/loop.py" in said and "most recent call first" in said
-    who = rf"fourreal train: error: process {other} of 2 on {socket.gethostname()}"
-    assert re.fullmatch(
-        rf"{who}: no progress for 0\.\d+ min; step \d+, [a-z ]+: start all again with --resume", said.splitlines()[-1]
-    )
+    for other in others:
+        said = run.said(other)
+        assert "Current thread" in said and "training/loop.py" in said and "most recent call first" in said
+        assert re.search(  # the first one that noticed
+            rf"\nfourreal train: error: process \d of 4 on {socket.gethostname()}: no progress for 0\.\d+ min; step \d+, "
+            "[a-z ]+: start all again with --resume",
+            said,
+        )
+    run = Processes(config, folder, 2, 2, *MIXED, "--resume")
+    assert run.wait() == [0, 0], run.said(0)
+    assert_same_run(folder, unbroken)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from fourreal.models import GridDiTConfig, VideoDiTConfig
 from fourreal.training import prepare as preparing
 from fourreal.training.bad_steps import BadStepsConfig, LeftOut
 from fourreal.training.config import TrainConfig
+from fourreal.training.local import LocalCheckpoints
 from fourreal.training.loop import run
 from fourreal.training.optimizer import OptimConfig
 from fourreal.training.run_folder import Start
@@ -128,13 +130,25 @@ def test_a_run_that_went_back_goes_on_the_same_after_it_was_stopped(spoil, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_that_went_back_does_not_go_on_from_what_it_undid_on_the_hosts_disks(spoil, tmp_path, capsys):
+def test_a_run_that_went_back_does_not_go_on_from_what_it_undid_on_the_hosts_disks(
+    spoil, tmp_path, capsys, monkeypatch
+):
     """That of 4 steps, when step 5 was bad."""
     spoil([4])
     run(allowing(0, 1, eval_every=1), tmp_path / "run")
     local, seen = allowing(0, 1, eval_every=1, local_every=2, local_folder=str(tmp_path / "disk")), []
+    drop, dropped = LocalCheckpoints.drop, []
+
+    def noting(self):
+        self._wait()
+        dropped.append([path.stem for path in (tmp_path / "disk").rglob("*.safetensors")])
+        drop(self)
+
+    monkeypatch.setattr(LocalCheckpoints, "drop", noting)
 
     def dying(params, done):
+        if done == 4 and not seen.count(4):
+            time.sleep(3)  # until the checkpoint of 3 steps is sealed
         seen.append(done)
         if seen.count(4) == 2:
             raise RuntimeError("as if it were killed")
@@ -142,10 +156,33 @@ def test_a_run_that_went_back_does_not_go_on_from_what_it_undid_on_the_hosts_dis
 
     with pytest.raises(RuntimeError):
         run(local, tmp_path / "killed", evaluators=(dying,))
+    assert dropped == [[], ["4"]]  # at the start, and when it went back
     capsys.readouterr()
     run(local, tmp_path / "killed", Start(resume=True))
     assert "resumed after 3 steps;" in capsys.readouterr().out
     assert_same(tmp_path / "killed", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_local_checkpoints_do_not_renew_the_budget_of_bad_steps_and_keep_what_is_spent(spoil, tmp_path):
+    """Two bad steps, of which one is allowed, with a local checkpoint between them, and a new start after it."""
+    spoil([3, 4])
+    local = dict(local_every=1, local_folder=str(tmp_path / "disk"), eval_every=1)
+
+    def dying(params, done):
+        time.sleep(2 * (done == 4))
+        if done == 5:
+            raise RuntimeError("as if it were killed")
+        return {}, None
+
+    with pytest.raises(LossNotFinite):
+        run(allowing(1, 0, **local), tmp_path / "whole", evaluators=(lambda *_: (time.sleep(0.5), ({}, None))[1],))
+    spoil([3])
+    with pytest.raises(RuntimeError):
+        run(allowing(1, 0, **local), tmp_path / "killed", evaluators=(dying,))
+    spoil([4])
+    with pytest.raises(LossNotFinite):
+        run(allowing(1, 0, **local), tmp_path / "killed", Start(resume=True))
 
 
 @pytest.mark.slow

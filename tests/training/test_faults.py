@@ -1,7 +1,10 @@
-"""A run whose files cannot be read, for a moment or for good, through the command line."""
+"""A run whose files cannot be read, for a moment or for good, what a save reads, and a batch that the mesh does not divide:
+through the command line."""
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +24,8 @@ from fourreal.errors import LOST
 from fourreal.host import retry
 from fourreal.scene import Scene
 from fourreal.training.orbax import drop_broken
+from fourreal.training.prepare import Run
+from fourreal.training.state import checkpoint_bytes
 
 pytestmark = pytest.mark.slow  # runs that compile
 
@@ -173,3 +178,42 @@ def test_run_whose_newest_checkpoint_cannot_be_read_goes_on_from_the_one_before_
         and drop_broken(epath.Path(folder) / "checkpoints") == 6
     )
     assert_same_run(folder, unbroken)
+
+
+def test_saves_of_a_run_read_nothing_of_what_they_wrote(config, tmp_path, monkeypatch):
+    """Beside the tables of orbax's own files, a few kB, and the records of the next batches."""
+    save, seen = Run.save, []
+
+    def noted(run, **options):
+        before = bytes_read()
+        save(run, **options)
+        run.checkpoints.check(wait=True)
+        run.export.check(wait=True)
+        seen.append((bytes_read() - before, checkpoint_bytes(run.state)))
+
+    monkeypatch.setattr(Run, "save", noted)
+    assert train(config, tmp_path / "run", "--model.width", "240", "--model.mlp-width", "1024") == 0
+    assert len(seen) == 3 and all(read < written / 50 for read, written in seen), seen
+
+
+def bytes_read() -> int:
+    """That this process has asked of files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_batch_that_a_mesh_of_sixteen_would_compute_sixteen_fold_is_refused_in_one_line(config, tmp_path):
+    options = ("--mesh.data", "16", "--data.batch-size", "1", "--out", str(tmp_path / "run"))
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "16"}
+    done = subprocess.run(
+        [sys.executable, "train.py", str(config), *options],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    (line,) = done.stderr.splitlines()
+    assert (
+        "each example would be computed 16 times: give a multiple of 16, a smaller mesh axis, or --repeat-examples"
+        in line
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import jax
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from peers_in_threads import started, together
 from safetensors import safe_open
 from scenes_in_memory import Noise
 
 from fourreal.data.batches import PipelineConfig
 from fourreal.errors import UserError
+from fourreal.host.processes import Peers
 from fourreal.models import VideoDiTConfig
+from fourreal.parallel.digest import digests
 from fourreal.parallel.mesh import MeshConfig, make_mesh
+from fourreal.training import local as module
 from fourreal.training.config import TrainConfig
 from fourreal.training.local import LocalCheckpoints
 from fourreal.training.loop import run
@@ -45,9 +50,9 @@ def shapes(fsdp: int = 2) -> dict:
 
 
 def saved(folder: Path, *steps: int, identity: str = "this", **options) -> LocalCheckpoints:
-    local = LocalCheckpoints(str(folder), RUN, identity, **options)
+    local = LocalCheckpoints(str(folder), RUN, lambda: identity, **options)
     for step in steps:
-        local.save(step, state(step))
+        local.save(step, state(step), bad=step // 3)
     local.close()
     return local
 
@@ -56,8 +61,8 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def assert_is(found: tuple[int, dict] | None, step: int) -> None:
-    assert found and found[0] == step
+def assert_is(found: tuple[int, dict, int] | None, step: int) -> None:
+    assert found and (found[0], found[2]) == (step, step // 3)
     wanted = state(step)
     del wanted["frozen"], wanted["codec"]  # the run's folder has them, or the config
     assert found[1].keys() == wanted.keys()
@@ -92,7 +97,7 @@ def test_one_that_does_not_fit_is_left_for_the_runs_folder(tmp_path, capsys, wha
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
     elif what == "gone":
         path.unlink()
-    local = LocalCheckpoints(str(tmp_path), RUN, "this")
+    local = LocalCheckpoints(str(tmp_path), RUN, lambda: "this")
     assert local.restore(shapes(4 if what == "another mesh" else 2), after=0) is None
     said = capsys.readouterr().out
     if what in ("another mesh", "changed"):
@@ -100,27 +105,77 @@ def test_one_that_does_not_fit_is_left_for_the_runs_folder(tmp_path, capsys, wha
     assert not files(tmp_path)
 
 
-def test_one_that_cannot_be_written_is_said_and_the_next_is_tried(tmp_path, capsys):
-    fails = iter([OSError(28, "No space left on device"), None])
+def test_one_that_cannot_be_written_is_said_and_leaves_the_one_before(tmp_path, capsys, monkeypatch):
+    def full(path, *_):
+        path.with_name(f"{path.name}.tmp").touch()
+        raise OSError(28, "No space left on device")
 
-    def before_seal() -> None:
-        if error := next(fails):
-            raise error
+    local = saved(tmp_path, 3)
+    monkeypatch.setattr(module, "write_tensors", full)
+    saved(tmp_path, 6)
+    line = "the local checkpoint of 6 steps could not be saved (process 0 of 1: [Errno 28] No space left on device)\n"
+    assert capsys.readouterr().out == line and files(tmp_path) == ["3.safetensors"]
+    assert_is(local.restore(shapes(), after=0), 3)
 
-    local = saved(tmp_path, 3, before_seal=before_seal)
-    line = (
-        "the local checkpoint of 3 steps could not be saved (process 0 of 1 on : [Errno 28] No space left on device)\n"
-    )
-    assert capsys.readouterr().out == line and not files(tmp_path)
+
+def test_one_whose_reading_killed_a_process_is_not_read_again(tmp_path, monkeypatch):
     local = saved(tmp_path, 6)
-    assert_is(local.restore(shapes(), after=0), 6)
+    monkeypatch.setattr(
+        module, "safe_open", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )  # as if it were killed
+    monkeypatch.setattr(local, "_steps", lambda: [6])
+    with pytest.raises(KeyboardInterrupt):
+        local.restore(shapes(), after=0)
+    monkeypatch.undo()
+    assert files(tmp_path) == ["6.reading"]
+    assert local.restore(shapes(), after=0) is None and not files(tmp_path)
+
+
+def test_what_processes_left_on_this_host_that_are_elsewhere_now_goes(tmp_path):
+    saved(tmp_path, 6)
+    (run,) = tmp_path.iterdir()
+    for index in (1, 2, 3):
+        (run / str(index)).mkdir()
+        (run / str(index) / "6.safetensors").touch()
+    peers = Peers(0, ("here", "here", "there"))
+    peers.exchange = lambda name, value=None: [value]
+    LocalCheckpoints(str(tmp_path), RUN, lambda: "this", peers).restore(shapes(), after=0)
+    assert sorted(path.name for path in run.iterdir()) == ["0", "1"]
+
+
+def test_processes_whose_files_differ_or_of_which_one_is_damaged_all_take_the_runs_folder(
+    tmp_path, capsys, monkeypatch
+):
+    """Each with a whole copy of the arrays, as along the mesh's axis data: threads stand for two."""
+    one_at_a_time = threading.Lock()  # programs of several devices would wait for each other
+
+    def digests_of(tree):
+        with one_at_a_time:
+            return {name: int(digest) for name, digest in digests(tree).items()}
+
+    monkeypatch.setattr(module, "digests", digests_of)
+    for seeds, damages, why in (((6, 7), False, "different states"), ((6, 6), True, "damaged")):
+        tiers = [LocalCheckpoints(str(tmp_path / str(peers.index)), RUN, lambda: "this", peers) for peers in started(2)]
+        together(
+            [
+                lambda tier=tier, seed=seed: tier.save(6, state(seed), 0) or tier.close()
+                for tier, seed in zip(tiers, seeds, strict=True)
+            ]
+        )
+        if damages:
+            (path,) = (tmp_path / "1").rglob("*.safetensors")
+            data = path.read_bytes()
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
+        found = together([lambda tier=tier: tier.restore(shapes(), after=0) for tier in tiers])
+        assert [future.result() for future in found] == [None, None]
+        assert capsys.readouterr().out.count(why) == 2 and not files(tmp_path)
 
 
 def test_folder_that_cannot_be_made_or_is_in_a_bucket_is_refused_before_anything_is_done(tmp_path):
     (tmp_path / "file").touch()
     for folder in (str(tmp_path / "file"), "gs://bucket/local"):
         with pytest.raises(UserError, match="local_folder"):
-            LocalCheckpoints(folder, RUN, "")
+            LocalCheckpoints(folder, RUN, str)
 
 
 CONFIG = TrainConfig(

@@ -76,7 +76,7 @@ def test_resumed_logs_drop_what_came_after_the_checkpoint(unbroken, tmp_path, st
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_events_go_on_in_a_new_file_where_one_is_large_and_are_the_same_in_all(unbroken, tmp_path, monkeypatch, step):
-    monkeypatch.setattr("fourreal.training.log.LARGE", 400)  # about two steps
+    monkeypatch.setattr("fourreal.training.log.FILE_BYTES", 400)  # about two steps
     (tmp_path / "run").mkdir()
     write(tmp_path / "run", 1, 5, 0)
     write(tmp_path / "run", step + 1, 5, step)
