@@ -43,6 +43,8 @@ class Chip:
     """JAX devices of a chip"""
     kinds: tuple[str, ...] = ()
     """what JAX calls such a device, or how that begins"""
+    overlap: str = "fusions"
+    """how collectives run beside what is computed, see `overlap.py`"""
 
 
 CHIPS = {
@@ -87,6 +89,7 @@ CHIPS = {
             12.5 * GB,
             8,
             kinds=("TPU v6 lite", "TPU v6e"),
+            overlap="sparse_cores",
         ),
         Chip(
             "tpu7x",
@@ -101,9 +104,21 @@ CHIPS = {
             4,
             devices=2,
             kinds=("TPU7x", "TPU v7x"),
+            overlap="sparse_cores",
         ),
         Chip(
-            "h100", 989e12, 80 * GB, int(0.75 * 79 * GIB), 3350 * GB, 450 * GB, 0, 1, 50 * GB, 8, kinds=("NVIDIA H100",)
+            "h100",
+            989e12,
+            80 * GB,
+            int(0.75 * 79 * GIB),
+            3350 * GB,
+            450 * GB,
+            0,
+            1,
+            50 * GB,
+            8,
+            kinds=("NVIDIA H100",),
+            overlap="scheduler",
         ),
         Chip(
             "rtx4090",
@@ -117,6 +132,7 @@ CHIPS = {
             3.125 * GB,
             8,
             kinds=("NVIDIA GeForce RTX 4090",),
+            overlap="scheduler",
         ),
     )
 }

@@ -244,7 +244,7 @@ def describe_step(question: Question) -> dict[str, Any]:
         jaxpr = jax.make_jaxpr(traced)(state, inputs).jaxpr
         began = time.monotonic()
         try:
-            compiled = trace_step(compiles, state, inputs).lower().compile()
+            compiled = trace_step(compiles, state, inputs, config.overlap).lower().compile()
         except jax.errors.JaxRuntimeError as error:
             return too_large(str(error))
     program = hlo.parse(compiled.as_text())

@@ -208,6 +208,7 @@ def describe_program(question: aot.Question) -> dict[str, Any]:
 
     from fourreal.nn.kernels import XLA, resolve_kernel
     from fourreal.parallel.mesh import make_mesh, repeats, slice_of
+    from fourreal.parallel.overlap import compiler_options
     from fourreal.planning import gpu_memory, hlo
     from fourreal.planning.collectives import collectives
     from fourreal.planning.traffic import memory_traffic
@@ -229,7 +230,8 @@ def describe_program(question: aot.Question) -> dict[str, Any]:
         plain = denoising(question, XLA)[0] if denoises else function
         began = time.monotonic()
         try:
-            compiled = jax.jit(function, out_shardings=whole, keep_unused=True).lower(*arguments).compile()
+            jitted = jax.jit(function, out_shardings=whole, keep_unused=True, compiler_options=compiler_options())
+            compiled = jitted.lower(*arguments).compile()
         except jax.errors.JaxRuntimeError as error:
             return aot.too_large(str(error))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)

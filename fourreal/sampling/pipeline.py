@@ -32,6 +32,7 @@ from fourreal.models.grid_dit import GridDiTConfig
 from fourreal.nn.kernels import AttentionConfig, resolve_kernel
 from fourreal.parallel import layout
 from fourreal.parallel.mesh import count_slices, fit_mesh, make_mesh
+from fourreal.parallel.overlap import compiler_options
 from fourreal.sampling.pieces import PieceCoder
 from fourreal.scene import Cameras, reduced_cameras
 
@@ -71,7 +72,11 @@ class GridPipeline:
         self.coder = PieceCoder(spec.codec, self.mesh) if coder is None else coder
         whole = NamedSharding(self.mesh, P())  # every process can read the results
         static = ("sampler", "steps", "branches", "shift")
-        self._sample = jax.jit(self._sample_unjitted, static_argnames=static, out_shardings=whole)
+        with jax.set_mesh(self.mesh):
+            options = compiler_options()
+        self._sample = jax.jit(
+            self._sample_unjitted, static_argnames=static, out_shardings=whole, compiler_options=options
+        )
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from fourreal.host.folders import in_bucket
 from fourreal.parallel import layout
+from fourreal.parallel.overlap import Overlap, compiler_options
 from fourreal.training.config import TrainConfig
 from fourreal.training.cost import compiled_bytes, jaxpr_flops, matmul_flops
 from fourreal.training.state import State
@@ -67,7 +68,7 @@ class CompiledSteps:
         leaves, structure = jax.tree.flatten(shapes)
         key = (structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._programs:
-            traced = trace_step(self.function, state, shapes)
+            traced = trace_step(self.function, state, shapes, self.config.overlap)
             self._programs[key] = traced.lower().compile(), jaxpr_flops(traced.jaxpr.jaxpr)
         return self._programs[key]
 
@@ -94,12 +95,15 @@ def tokens_of(config: TrainConfig, frames: jax.ShapeDtypeStruct) -> int:
     return count * views * times * (height // patch) * (width // patch)
 
 
-def trace_step(train_step: Callable, state: State, batch: dict[str, Any]) -> jax.stages.Traced:
+def trace_step(
+    train_step: Callable, state: State, batch: dict[str, Any], overlap: Overlap = "chip"
+) -> jax.stages.Traced:
     """The traced step for a placed state, or its shapes, and batches of such shapes; the state is donated."""
     everywhere = NamedSharding(jax.sharding.get_mesh(), P())
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
+        compiler_options=compiler_options(overlap),
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
     )
     return jitted.trace(state, batch)

@@ -25,6 +25,7 @@ from fourreal.models.video_dit import VideoDiTConfig
 from fourreal.nn.kernels import AttentionConfig
 from fourreal.options import read_options
 from fourreal.parallel.mesh import MeshConfig
+from fourreal.parallel.overlap import Overlap
 from fourreal.serialize import flat_settings, from_json, read_json, to_json
 from fourreal.training.bad_steps import BadStepsConfig
 from fourreal.training.optimizer import OptimConfig
@@ -61,6 +62,9 @@ class TrainConfig:
     """devices along each axis"""
     attention: AttentionConfig = AttentionConfig()
     """kernel of the attention"""
+    overlap: Overlap = "chip"
+    """how collectives of a step run beside what is computed: as is known to run on the chip; in fusions or by sparse cores, on
+    TPUs; or none more than XLA does by itself"""
     trains: Literal["all", "attention", "lora", "sync", "sync_and_conditions"] = "all"
     """which parameters train: all; only the sync layers with their projection of sigma; these and what conditions the base
     (given vector, context, maps of hints and cameras, copy gates); or, with all of those, the self-attention or model.lora_*"""

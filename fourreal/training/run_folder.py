@@ -41,6 +41,7 @@ FREE = (
     "optim.microbatch",
     "mesh",
     "attention",
+    "overlap",
 )
 INIT_FROM = "init_from.txt"  # a run's file that names the weights it started from
 COMPILED = "compiled"  # what JAX compiled, which may be there before the run is
