@@ -25,6 +25,7 @@ from fourreal.parallel.mesh import make_mesh
 from fourreal.serialize import to_json
 from fourreal.training import prepare as preparing
 from fourreal.training.config import TrainConfig
+from fourreal.training.local import LocalCheckpoints
 from fourreal.training.run_folder import Start
 from fourreal.training.storage import Storage
 
@@ -87,8 +88,17 @@ def main() -> None:
             run.save()
             stall = time.monotonic() - began
             run.checkpoints.check(wait=True)
+            whole = time.monotonic() - began
             read = bytes_read() - before
-            print(f"save {number}: the loop waits {stall:.2f} s; {read / 1e6:,.2f} MB read")
+            print(f"save {number}: the loop waits {stall:.2f} s; sealed after {whole:.2f} s; {read / 1e6:,.2f} MB read")
+        local = LocalCheckpoints(str(Path(temporary, "local")), folder, str)
+        for number in range(1, options.saves + 1):
+            began = time.monotonic()
+            local.save(number, run.state, 0)
+            stall = time.monotonic() - began
+            local.wait()
+            print(f"local save {number}: the loop waits {stall:.2f} s; written after {time.monotonic() - began:.2f} s")
+        local.close()
         run.close()
 
 

@@ -62,7 +62,7 @@ class LocalCheckpoints:
 
         `bad` is how many of the steps count against the budget of bad ones.
         """
-        self._wait()
+        self.wait()
         changing = _changing(state)
         found, shards = digests(changing), dict(_shards(changing))
         for shard in shards.values():
@@ -138,12 +138,13 @@ class LocalCheckpoints:
 
     def drop(self) -> None:
         """Deletes all: the run goes on from elsewhere, or needs none any more."""
-        self._wait()
+        self.wait()
         self._delete_strays()
         self._delete(self._names())
         self._peers.exchange("local dropped")
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until what is being written is there."""
         if self._writing:
             writing, self._writing = self._writing, None
             writing.result()
@@ -151,7 +152,7 @@ class LocalCheckpoints:
     def close(self) -> None:
         """Waits for what is being written."""
         try:
-            self._wait()
+            self.wait()
         finally:
             self._thread.shutdown()
 

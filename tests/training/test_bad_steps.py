@@ -140,7 +140,7 @@ def test_a_run_that_went_back_does_not_go_on_from_what_it_undid_on_the_hosts_dis
     drop, dropped = LocalCheckpoints.drop, []
 
     def noting(self):
-        self._wait()
+        self.wait()
         dropped.append([path.stem for path in (tmp_path / "disk").rglob("*.safetensors")])
         drop(self)
 
