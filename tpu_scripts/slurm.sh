@@ -52,9 +52,10 @@ trap : TERM # train.py gets its own; this shell stays to queue the job again
 code=0
 # The processes end each other, with a line and a code. After a minute srun kills those that cannot, as one that hangs.
 srun --kill-on-bad-exit=0 --wait=60 --output="$log" "${words[@]}" || code=$?
-# Where one was killed srun gives that code, as the highest; the others have said what it means.
+# Where one was killed srun gives that code, as the highest; the others have said what it means, or, where it was the first one,
+# JAX has, which aborts them.
 if { [ "$code" = 0 ] && grep -q 'go on with --resume' "$log"; } || [ "$code" = "$LOST" ] ||
-  grep -q 'start all again with --resume' "$log"; then
+  grep -q -e 'start all again with --resume' -e 'JAX distributed service detected fatal errors' "$log"; then
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$MAX_RESTARTS" ]; then
     fail "$folder is not finished, but the job came back $MAX_RESTARTS times already: submit it again to go on"
   fi

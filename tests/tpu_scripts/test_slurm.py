@@ -72,7 +72,11 @@ def test_a_run_that_was_stopped_queues_itself_again_a_bounded_number_of_times(jo
 
 @pytest.mark.parametrize(
     "training",
-    ["3 process 3 of 4 did not join within 300 s", "137 process 1 ended without a word: start all again with --resume"],
+    [
+        "3 process 3 of 4 did not join within 300 s",
+        "137 process 1 ended without a word: start all again with --resume",
+        "137 Terminating process because the JAX distributed service detected fatal errors.",
+    ],
 )
 def test_a_run_that_a_new_start_mends_queues_itself_again_a_bounded_number_of_times(job, training):
     code = int(training.split()[0])
