@@ -68,9 +68,12 @@ def parameter_table(model: nnx.Module) -> Table:
 
 
 def matmul_dtypes(module: nnx.Module, path: str = "") -> dict[str, Any]:
-    """What the linear maps in a module compute with, by their parameters' paths: these see their parameters in no other."""
-    if isinstance(module, nnx.Linear):
-        names = ("kernel", "bias", *getattr(type(module), "layout", ()))
+    """What the linear maps in a module compute with, by their parameters' paths: these see their parameters in no other.
+
+    A module of another kind names those of its own in `cast`, which it casts to its `dtype` wherever it uses them.
+    """
+    linear = ("kernel", "bias", *getattr(type(module), "layout", ())) if isinstance(module, nnx.Linear) else ()
+    if names := getattr(type(module), "cast", linear):
         return {f"{path}{name}": jnp.dtype(module.dtype or jnp.float32) for name in names}
     children = ((name, child) for name, child in vars(module).items() if isinstance(child, nnx.Module))
     return {at: dtype for name, child in children for at, dtype in matmul_dtypes(child, f"{path}{name}.").items()}

@@ -82,6 +82,7 @@ def test_matrices_are_held_in_half_of_the_memory_where_matmuls_are_in_bfloat16_w
     pipe = GridPipeline(spec, params)
     blocks = pipe.params["base"]["blocks"]
     assert blocks["mlp"]["in_"]["kernel"].dtype == jnp.bfloat16 and blocks["modulation"].dtype == jnp.float32
+    assert fusion != "soft" or pipe.params["sync"]["mod_linear"]["kernel"].dtype == jnp.bfloat16
     monkeypatch.setattr(pipeline, "computed_types", lambda params, _: jax.tree.map(lambda x: x.dtype, params))
     whole = GridPipeline(spec, params)
     np.testing.assert_array_equal(pipe(FRAMES, GIVEN, steps=2), whole(FRAMES, GIVEN, steps=2))

@@ -43,6 +43,7 @@ class ModLinear(nnx.Module):
 
     layout: ClassVar[dict[str, P]] = {"kernel": P(None, FSDP, None, TENSOR), "bias": P(), "modulation": P()}
     group: ClassVar[str] = "sync"
+    cast: ClassVar[tuple[str, ...]] = ("kernel",)
 
     def __init__(self, width: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         del rngs  # all zeros
