@@ -217,6 +217,29 @@ def test_run_in_a_bucket_has_one_writer_and_killed_in_a_save_goes_on_as_if_it_ne
     assert_same_run(store, unbroken, tmp_path / "copy")
 
 
+@pytest.mark.slow
+def test_run_in_a_bucket_that_is_killed_goes_on_from_the_hosts_disk_with_its_log(
+    config, unbroken, programs, store, tmp_path, capfd
+):
+    """The log is in the bucket before a local checkpoint counts: the folder that it was written to goes with the process."""
+    local = ("--local-every", "1", "--local-folder", str(tmp_path / "disk"))
+
+    def newest() -> int:
+        return max((int(path.stem) for path in (tmp_path / "disk").rglob("*.safetensors")), default=0)
+
+    process = start(config, programs, tmp_path / "log.txt", *local)
+    wait_until(process, lambda: sealed(store) and max(sealed(store)) < newest() < STEPS - 2)
+    process.kill()
+    process.wait()
+    done = newest()
+    assert train(RUN, "--resume", *local) == 0
+    assert f"resumed after {done} steps, from the hosts' own disks; " in capfd.readouterr().out
+    assert not newest()
+    # what a resumed run may change is written to its config
+    store.write("runs/tiny/config.json", (unbroken / "config.json").read_bytes())
+    assert_same_run(store, unbroken, tmp_path / "copy")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "line"),
     [
