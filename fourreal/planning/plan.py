@@ -164,7 +164,7 @@ def fitting_step(config: TrainConfig, topology: Topology, size: tuple[int, int],
     hints = "; these do not fit either: " + ", ".join(tried) if tried else ""
     raise UserError(
         f"it {needs} and {topology.chip.name} has {has / GIB:.2f}: give a larger --mesh.fsdp, "
-        f"--optim.microbatch 1, --model.remat full or a larger --topology{hints}"
+        f"--optim.microbatch 1, --model.remat full, --overlap none or a larger --topology{hints}"
     )
 
 
@@ -172,6 +172,8 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
     """(what to add to the command, config, topology) that need less of a device, what costs least first."""
     sizes = config.mesh.sizes(topology.devices, topology.slices)
     flags, lighter = [], config
+    if topology.chip.sides and topology.devices > 1 and config.overlap != "none":
+        yield "--overlap none", dataclasses.replace(config, overlap="none"), topology
     if sizes["data"] > topology.slices:
         fsdp = sizes["fsdp"] * sizes["data"] // topology.slices
         mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=fsdp)
