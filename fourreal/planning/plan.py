@@ -172,13 +172,13 @@ def easier(config: TrainConfig, topology: Topology) -> Iterator[tuple[str, Train
     """(what to add to the command, config, topology) that need less of a device, what costs least first."""
     sizes = config.mesh.sizes(topology.devices, topology.slices)
     flags, lighter = [], config
-    if topology.chip.sides and topology.devices > 1 and config.overlap != "none":
-        yield "--overlap none", dataclasses.replace(config, overlap="none"), topology
     if sizes["data"] > topology.slices:
         fsdp = sizes["fsdp"] * sizes["data"] // topology.slices
         mesh = dataclasses.replace(config.mesh, data=topology.slices, fsdp=fsdp)
         flags, lighter = [f"--mesh.data {topology.slices} --mesh.fsdp {fsdp}"], dataclasses.replace(config, mesh=mesh)
         yield " ".join(flags), lighter, topology
+    if topology.chip.sides and topology.devices > 1 and config.overlap != "none":
+        yield " ".join([*flags, "--overlap none"]), dataclasses.replace(lighter, overlap="none"), topology
     remats = ["full", "offload"] if topology.chip.sides else ["full"]
     for policy in remats[remats.index(config.model.remat) + 1 if config.model.remat in remats else 0 :]:
         lighter = dataclasses.replace(lighter, model=config.model.with_remat(policy))
