@@ -65,7 +65,7 @@ class Peers:
         self._changed = threading.Condition()
         self._finished = False
         self._leaving, self._failed = threading.Event(), threading.Event()
-        self._why = ("", 0)
+        self._ending, self._why = threading.Lock(), ("", 0)
         for who, link in self._links.items():
             threading.Thread(target=self._listen, args=(who, link), daemon=True, name=f"peer {who}").start()
 
@@ -215,10 +215,10 @@ class Peers:
             self._end_now()
 
     def _end_now(self) -> None:
+        self._ending.acquire()  # for good: the main thread and one that listens may both come here
         line, code = self._why
-        print(
-            f"\nfourreal {self.verb}: error: {line}", file=sys.stderr, flush=True
-        )  # on a line of its own, below a progress bar
+        # on a line of its own, below a progress bar
+        print(f"\nfourreal {self.verb}: error: {line}", file=sys.stderr, flush=True)
         self._exit(code)
 
     def _stay_last(self) -> None:

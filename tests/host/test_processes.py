@@ -194,6 +194,19 @@ def test_process_that_tells_of_a_hang_ends_with_its_line_and_code_where_its_main
     assert set(ended) == {LOST} and "error: no progress\n" in capsys.readouterr().err
 
 
+def test_process_whose_main_thread_fails_as_another_dies_says_once_which_one(ended, capsys):
+    peers = started(3)
+    peers[2]._leaving.set()
+    for link in peers[2]._links.values():
+        link._connection.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(RuntimeError), peers[0]:
+        until(peers[0]._failed.is_set)
+        raise RuntimeError("a collective failed")
+    time.sleep(distributed.GRACE + distributed.FAREWELL)
+    line = f"fourreal train: error: process 2 of 3 on {socket.gethostname()} ended without a word"
+    assert ended == [LOST] * 2 and capsys.readouterr().err.count(line) == 2
+
+
 @pytest.mark.parametrize("dead", [0, 2])
 def test_connection_that_breaks_ends_the_others(ended, capsys, dead):
     peers = started(3)
