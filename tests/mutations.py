@@ -839,12 +839,6 @@ BREAKS = [
     ),
     Break(
         "training/local.py",
-        'failure = self._first("local compared", ',
-        "failure = str(",
-        LOCAL + "processes_whose_files_differ_or_of_which_one_is_damaged_all_take_the_runs_folder",
-    ),
-    Break(
-        "training/local.py",
         "found[name] != listed.get(name)",
         "False",
         LOCAL + "one_that_does_not_fit_is_left_for_the_runs_folder[changed]",

@@ -3,6 +3,7 @@
 The newest two states of a folder stay: a process may still read the one before.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -36,6 +37,7 @@ def fetched(name: str | Path, inside: str) -> Path:
                 path = building / file.removeprefix(begin)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(read(folder / file)[0])
-        for older in sorted(cache.glob(f"{source}-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            shutil.rmtree(older, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process deletes them, too
+            for older in sorted(cache.glob(f"{source}-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+                shutil.rmtree(older, ignore_errors=True)
     return out

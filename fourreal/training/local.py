@@ -25,7 +25,7 @@ from fourreal.errors import Damaged, UserError, one_line
 from fourreal.host.folders import check_creatable, in_bucket
 from fourreal.host.processes import ALONE, Peers
 from fourreal.parallel.digest import Digests, digests
-from fourreal.training.state import State
+from fourreal.training.state import State, changing
 
 SUFFIX, READING = ".safetensors", ".reading"
 
@@ -63,8 +63,8 @@ class LocalCheckpoints:
         `bad` is how many of the steps count against the budget of bad ones.
         """
         self.wait()
-        changing = _changing(state)
-        found, shards = digests(changing), dict(_shards(changing))
+        state = changing(state)
+        found, shards = digests(state), dict(_shards(state))
         for shard in shards.values():
             shard.copy_to_host_async()
         tensors = {name: _on_host(shard) for name, shard in shards.items()}
@@ -89,7 +89,7 @@ class LocalCheckpoints:
     def restore(self, shapes: State, after: int) -> tuple[int, State, int] | None:
         """(steps, state without the frozen part, bad steps) of the newest local checkpoint of more than `after` steps, laid out
         as `shapes`; None where there is none. Deletes all others."""
-        shapes = _changing(shapes)
+        shapes = changing(shapes)
         self._delete_strays()
         there = self._peers.exchange("local steps", [step for step in self._steps() if step > after])
         for step in sorted(set.intersection(*map(set, there)), reverse=True):
@@ -192,11 +192,6 @@ class LocalCheckpoints:
     def _first(self, name: str, failure: str) -> str:
         """What failed in the first process in which something did."""
         return next(filter(None, self._peers.exchange(name, failure)), "")
-
-
-def _changing(state: State) -> State:
-    """Without what the run's folder has, the frozen part, or the config, the codec's."""
-    return {name: part for name, part in state.items() if name not in ("frozen", "codec")}
 
 
 def _parts(name: str, x: Any) -> dict[str, list[jax.Device]]:

@@ -159,9 +159,9 @@ def run_steps(run: Run, stop: StopSignal, dispatched: Iterator[int], profile: Pr
             progress.write(f"stopping after {number} steps: {run.expected_save()}")
         if saving:
             run.save(weights=last or not stopped)
+            run.bad = 0
         elif locally:
             run.save_locally()
-        run.bad = 0 if saving else run.bad
         if saving or locally:
             run.pace.lap("saving")
         if stopped:

@@ -34,7 +34,7 @@ from fourreal.host.folders import in_bucket, run_path, write_whole
 from fourreal.host.processes import ALONE, Peers
 from fourreal.host.retry import errno_of, file_hash, read_again
 from fourreal.parallel.digest import Digests, digests
-from fourreal.training.state import State
+from fourreal.training.state import State, changing
 
 KEPT = 2  # newest checkpoints that stay
 SEAL = "files.json"
@@ -76,9 +76,7 @@ class Checkpoints:
         if step == self.done:
             return
         began = time.monotonic()
-        state = dict(state)
-        frozen = state.pop("frozen")
-        state.pop("codec")  # the config's own
+        frozen, state = state["frozen"], changing(state)
         try:
             if frozen and self.done is None:
                 self._save_frozen(frozen)
@@ -139,8 +137,7 @@ class Checkpoints:
         One that cannot be read, or not as it was written, is set aside for the one before, with a line. Raises UserError for
         other shapes and where none is whole, OSError where none can be read.
         """
-        frozen = self.restore_frozen(shapes["frozen"])
-        shapes = {name: part for name, part in shapes.items() if name not in ("frozen", "codec")}
+        frozen, shapes = self.restore_frozen(shapes["frozen"]), changing(shapes)
         failures: dict[int, Exception] = {}
         step = self.done
         while True:

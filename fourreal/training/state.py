@@ -71,8 +71,11 @@ def fresh_training(trained: Params, config: TrainConfig) -> State:
     }
 
 
+def changing(state: State) -> State:
+    """What training changes: without the frozen part, which is written once, and the codec's, which is the config's."""
+    return {name: part for name, part in state.items() if name not in ("frozen", "codec")}
+
+
 def checkpoint_bytes(state: State) -> int:
-    """Bytes of a checkpoint's arrays: without the frozen part, which is written once, and the codec, which is the config's."""
-    return sum(
-        x.size * x.dtype.itemsize for name in ("step", "params", "ema", "opt") for x in jax.tree.leaves(state[name])
-    )
+    """Bytes of a checkpoint's arrays."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(changing(state)))

@@ -227,12 +227,12 @@ def test_run_in_a_bucket_that_is_killed_goes_on_from_the_hosts_disk_with_its_log
     def newest() -> int:
         return max((int(path.stem) for path in (tmp_path / "disk").rglob("*.safetensors")), default=0)
 
-    process = start(config, programs, tmp_path / "log.txt", *local)
-    wait_until(process, lambda: sealed(store) and max(sealed(store)) < newest() < STEPS - 2)
+    process = start(config, programs, tmp_path / "log.txt", *local, "--save-every", "10")
+    wait_until(process, lambda: sealed(store) and max(sealed(store)) < newest())  # 11 at first, and 20 is far
     process.kill()
     process.wait()
     done = newest()
-    assert train(RUN, "--resume", *local) == 0
+    assert train(RUN, "--resume", *local, "--save-every", "3") == 0
     assert f"resumed after {done} steps, from the hosts' own disks; " in capfd.readouterr().out
     assert not newest()
     # what a resumed run may change is written to its config
